@@ -1,0 +1,5 @@
+//! The `hydrad` binary.
+
+fn main() {
+    println!("hydrad {}", env!("CARGO_PKG_VERSION"));
+}

@@ -1,0 +1,13 @@
+//! The words that two or more rooms share: ids, statuses, build results, time.
+//!
+//! Knows no tables, no bytes on a wire and no threads.
+
+pub mod ids;
+pub mod output;
+pub mod status;
+pub mod time;
+
+pub use ids::{BuildId, JobsetId, MachineId, RunId, Ticket};
+pub use output::{BuildMetric, BuildOutput, BuildProduct};
+pub use status::{BuildStatus, Phase};
+pub use time::{Millis, UnixSecs};
