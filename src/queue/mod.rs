@@ -1,1 +1,508 @@
-//! (room being furnished)
+//! The queue runner: the plan in the middle, threads around it.
+//!
+//! This file owns the start and the end of the service and what its threads share; the decisions are in
+//! `plan/`, the tables in `db/`, the bytes in `wire/` and `store/`.
+
+pub mod adopt;
+pub mod connection;
+pub mod driver;
+pub mod inspect;
+pub mod machine;
+pub mod monitor;
+pub mod runs;
+pub mod sender;
+pub mod slot;
+pub mod status;
+pub mod trust;
+pub mod watch_machines;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{bounded, unbounded, Receiver, Sender};
+
+use crate::config::machines::{LocalHost, MachinesFiles};
+use crate::config::settings::Settings;
+use crate::db::connect::DbTarget;
+use crate::db::listen::Listener;
+use crate::db::locks::{self, Lock, Taken};
+use crate::db::pool::Pool;
+use crate::db::writer::{self, LockProof, Writer};
+use crate::db::{schema, DbError};
+use crate::model::Ticket;
+use crate::plan::event::{Event, PlanSettings};
+use crate::plan::Plan;
+use crate::store::local::LocalStore;
+use crate::store::logs::LogStore;
+use crate::store::roots::GcRoots;
+use crate::sys::clock::PlanClock;
+use crate::sys::lockfile::LockFile;
+use crate::sys::signals::Signal;
+use crate::sys::{systemd, thread};
+
+use driver::{Inbox, Ways};
+use machine::{Keeping, Registry};
+use runs::Runs;
+
+/// The name under which our sessions show in PostgreSQL.
+pub const APPLICATION_NAME: &str = "hydrad-queue-runner";
+
+/// Messages that may wait for the plan. Whoever sends more waits; the plan waits for nobody.
+const INBOX: usize = 8_192;
+/// Inspectors; each uses one connection to the database while it asks.
+const INSPECTORS: usize = 2;
+/// How long the last records may take after the last run.
+const LAST_RECORDS: Duration = Duration::from_secs(10);
+
+/// Why the queue runner does not start or does not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The lock file or the database's lock is somebody else's.
+    #[error("{0}")]
+    Running(String),
+    /// The database cannot be used.
+    #[error("{0}")]
+    Database(#[from] DbError),
+    /// A folder or file of ours cannot be used.
+    #[error("cannot use {what}: {error}")]
+    Files { what: String, error: std::io::Error },
+    /// A thread, pipe or signal handler cannot be had.
+    #[error("the system refuses {what}: {error}")]
+    System { what: &'static str, error: std::io::Error },
+    /// What was left busy could not be settled.
+    #[error("cannot settle what the last process left: {0}")]
+    Leftovers(String),
+    /// A setting that cannot be served.
+    #[error("{0}")]
+    Setting(String),
+}
+
+/// Limits that a reload may change.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub max_log_size: u64,
+    pub max_output_size: u64,
+}
+
+/// What the threads of the service share. No lock in it is held across a channel operation.
+pub struct Context {
+    pub store: Arc<LocalStore>,
+    pub logs: LogStore,
+    pub roots: GcRoots,
+    pub pool: Pool,
+    pub machines: Registry,
+    pub writer: Sender<writer::Message>,
+    pub runs: Runs,
+    pub traffic: slot::Traffic,
+    /// The newest ticket up to which everything is committed.
+    pub written: Arc<AtomicU64>,
+    /// How often the queue is read without being told to; `None`: never.
+    pub queue_poll: Option<Duration>,
+    pub share_window_secs: u32,
+    plan: Sender<Inbox>,
+    target: DbTarget,
+    stopping: AtomicBool,
+    limits: RwLock<Limits>,
+    lock: Mutex<Option<LockProof>>,
+    started: Instant,
+    beat: Mutex<Instant>,
+}
+
+impl Context {
+    /// Gives the plan an event; waits while its inbox is full.
+    pub fn tell_plan(&self, event: Event) {
+        // After the plan has left nothing needs to be known any more.
+        let _ = self.plan.send(Inbox::Event(event));
+    }
+
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
+    pub fn limits(&self) -> Limits {
+        *self.limits.read().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// The database's lock on our service is not held any more: nothing is written until it is again.
+    pub fn lock_lost(&self) {
+        *self.lock.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
+    }
+
+    pub fn lock_proof(&self) -> Option<LockProof> {
+        *self.lock.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Opens the listening session and takes the service's lock with it.
+    ///
+    /// # Errors
+    /// A message; also when another session holds the lock.
+    pub fn listen_and_lock(&self) -> Result<Listener, String> {
+        let (listener, proof) = listen_and_lock(&self.target).map_err(|error| error.to_string())?;
+        *self.lock.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(proof);
+        Ok(listener)
+    }
+
+    /// The plan's thread lives.
+    pub fn heartbeat(&self, now: Instant) {
+        *self.beat.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = now;
+    }
+
+    fn last_beat(&self) -> Instant {
+        *self.beat.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// A ticket whose record is not needed.
+    pub fn void_ticket(&self, ticket: Ticket) {
+        let entry = writer::Entry { ticket, body: writer::Body::Void };
+        // A writer that has left acknowledges nothing any more.
+        let _ = self.writer.send(writer::Message::Write(entry));
+    }
+
+    /// Asks the plan how things are and has the `SystemStatus` row replaced.
+    pub fn dump_status(&self) {
+        let (reply, answer) = bounded(1);
+        if self.plan.send(Inbox::Snapshot(reply)).is_err() {
+            return;
+        }
+        if let Ok(snapshot) = answer.recv_timeout(Duration::from_secs(10)) {
+            let json = status::system_status(self, &snapshot, self.started.elapsed());
+            let _ = self.writer.send(writer::Message::Status(json));
+        }
+    }
+}
+
+fn listen_and_lock(target: &DbTarget) -> Result<(Listener, LockProof), Error> {
+    let mut listener = Listener::connect(target, APPLICATION_NAME, &monitor::CHANNELS)?;
+    match locks::take(listener.client(), Lock::QueueRunner)? {
+        Taken::Ours(held) => {
+            let proof = LockProof { backend_pid: held.backend_pid, class: held.class, object: held.object };
+            Ok((listener, proof))
+        }
+        Taken::HeldBy(holder) => Err(Error::Running(format!(
+            "another queue runner works on this database: {holder}; stop it first"
+        ))),
+    }
+}
+
+/// What the service needs to start.
+pub struct Config {
+    pub settings: Settings,
+    pub target: DbTarget,
+    /// Start beside sessions of Hydra's own queue runner.
+    pub beside: bool,
+}
+
+/// Runs the queue runner until a signal ends it.
+///
+/// # Errors
+/// When it cannot start; once started it goes on until told to stop.
+pub fn run(config: &Config, signals: &Receiver<Signal>) -> Result<(), Error> {
+    let service = start(config)?;
+    service.serve(config, signals);
+    Ok(())
+}
+
+struct Service {
+    context: Arc<Context>,
+    machines: Sender<watch_machines::Message>,
+    monitor: Sender<monitor::Message>,
+    threads: Vec<(&'static str, JoinHandle<()>)>,
+    writer: JoinHandle<()>,
+    plan: JoinHandle<()>,
+    _locks: Vec<LockFile>,
+}
+
+fn start(config: &Config) -> Result<Service, Error> {
+    let settings = &config.settings;
+    if let Some(uri) = settings.store_uri.as_deref().filter(|uri| !is_local_store(uri)) {
+        return Err(Error::Setting(format!(
+            "store_uri = {uri}: this release can only use the local store as its destination store"
+        )));
+    }
+    let locks = take_lock_files(settings)?;
+    let mut client = config.target.connect(APPLICATION_NAME)?;
+    if let Some(hint) = crate::db::connect::detect_transaction_pooler(&mut client)? {
+        return Err(Error::Setting(hint));
+    }
+    let state = schema::check_schema(&mut client)?;
+    state.refuse_unless_usable()?;
+    if !config.beside {
+        locks::refuse_foreign(&mut client, Lock::QueueRunner)?;
+    }
+    drop(client);
+    let (listener, proof) = listen_and_lock(&config.target)?;
+    let context_parts = parts(settings)?;
+    let pool = Pool::new(&config.target, APPLICATION_NAME, settings.max_db_connections)?;
+    let (plan_sender, plan_inbox) = bounded(INBOX);
+    // Bounded by the plan's credit, so that the plan never waits for the writer.
+    let (writer_sender, writer_inbox) = unbounded();
+    let position = Arc::new(AtomicU64::new(0));
+    let context = Arc::new(Context {
+        store: Arc::new(LocalStore::from_env(&|name| std::env::var(name).ok())),
+        logs: context_parts.0,
+        roots: context_parts.1,
+        pool,
+        machines: Registry::new(
+            deadlines(settings),
+            Keeping { idle_max: settings.connection_idle, age_max: settings.connection_age },
+            settings.data_dir.join("queue-runner").join("host-keys"),
+        ),
+        writer: writer_sender,
+        runs: Runs::default(),
+        traffic: slot::Traffic::default(),
+        written: position.clone(),
+        queue_poll: settings.queue_poll_interval,
+        share_window_secs: PlanSettings::default().share_window_secs,
+        plan: plan_sender,
+        target: config.target.clone(),
+        stopping: AtomicBool::new(false),
+        limits: RwLock::new(limits(settings)),
+        lock: Mutex::new(Some(proof)),
+        started: Instant::now(),
+        beat: Mutex::new(Instant::now()),
+    });
+    let writer = start_writer(&context, writer_inbox, position)?;
+    for body in adopt::settle(&context).map_err(Error::Leftovers)? {
+        let _ = context.writer.send(writer::Message::Write(writer::Entry { ticket: Ticket(0), body }));
+    }
+    start_threads(config, context, writer, plan_inbox, listener, locks)
+}
+
+fn is_local_store(uri: &str) -> bool {
+    matches!(uri.split('?').next(), Some("" | "auto" | "local" | "daemon"))
+}
+
+/// The lock files of Hydra's C++ queue runner and of upstream's newer one.
+fn take_lock_files(settings: &Settings) -> Result<Vec<LockFile>, Error> {
+    ["queue-runner/lock.lock", "queue-runner/lock"]
+        .iter()
+        .map(|name| {
+            let path = settings.data_dir.join(name);
+            match LockFile::try_take(&path) {
+                Ok(Some(lock)) => Ok(lock),
+                Ok(None) => Err(Error::Running(format!(
+                    "a queue runner is already running: {} is locked; stop it first",
+                    path.display()
+                ))),
+                Err(error) => Err(Error::Files { what: path.display().to_string(), error }),
+            }
+        })
+        .collect()
+}
+
+fn parts(settings: &Settings) -> Result<(LogStore, GcRoots), Error> {
+    let files = |path: &std::path::Path| {
+        let what = path.display().to_string();
+        move |error| Error::Files { what, error }
+    };
+    let logs = LogStore::open(&settings.data_dir).map_err(files(&settings.data_dir.join("build-logs")))?;
+    let roots = GcRoots::open(&settings.gc_roots_dir).map_err(files(&settings.gc_roots_dir))?;
+    Ok((logs, roots))
+}
+
+fn deadlines(settings: &Settings) -> connection::Deadlines {
+    let set = &settings.deadlines;
+    connection::Deadlines {
+        connect: set.connect.max(set.handshake),
+        query: set.query,
+        substitute: set.substitute_idle,
+        send: set.send_idle,
+        receive: set.receive_idle,
+        shutdown: set.shutdown,
+    }
+}
+
+fn limits(settings: &Settings) -> Limits {
+    Limits { max_log_size: settings.max_log_size_bytes, max_output_size: settings.max_output_size_bytes }
+}
+
+fn plan_settings(settings: &Settings) -> PlanSettings {
+    PlanSettings {
+        unsupported_ms_max: settings.max_unsupported_time.as_millis() as u64,
+        tries_max: settings.max_tries,
+        retry_interval_ms: settings.retry_interval.as_millis() as u64,
+        ..PlanSettings::default()
+    }
+}
+
+fn spawn(
+    name: &'static str,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>, Error> {
+    thread::spawn(name, body).map_err(|error| Error::System { what: "a thread", error })
+}
+
+fn start_writer(
+    context: &Arc<Context>,
+    inbox: Receiver<writer::Message>,
+    position: Arc<AtomicU64>,
+) -> Result<JoinHandle<()>, Error> {
+    let [for_lock, for_names, for_logs, for_plan] = [(); 4].map(|()| Arc::downgrade(context));
+    let writer = Writer::new(writer::Surroundings {
+        pool: context.pool.clone(),
+        lock: Arc::new(move || for_lock.upgrade()?.lock_proof()),
+        machine_name: Arc::new(move |id| for_names.upgrade().map(|c| c.machines.name(id)).unwrap_or_default()),
+        log_path: Arc::new(move |run, drv, keep| {
+            let Some(context) = for_logs.upgrade() else { return String::new() };
+            let path = if keep { context.logs.keep(run, drv) } else { context.logs.path(drv) };
+            path.display().to_string()
+        }),
+        written: Arc::new(move |upto| {
+            if let Some(context) = for_plan.upgrade() {
+                context.tell_plan(Event::Written { upto });
+            }
+        }),
+        position,
+    });
+    spawn("writer", move || writer.run(&inbox))
+}
+
+fn start_threads(
+    config: &Config,
+    context: Arc<Context>,
+    writer: JoinHandle<()>,
+    plan_inbox: Receiver<Inbox>,
+    listener: Listener,
+    locks: Vec<LockFile>,
+) -> Result<Service, Error> {
+    let mut threads = Vec::new();
+    // At most `questions_max` questions are under way, by the plan's own count.
+    let (question_sender, questions) = unbounded();
+    // A handful of messages: what the plan wants read is bounded by its credit.
+    let (monitor_sender, monitor_inbox) = unbounded();
+    let (machines_sender, machines_inbox) = unbounded();
+    let clock = PlanClock::start();
+    let seed = clock.now().0 ^ (u64::from(std::process::id()) << 32);
+    let plan = Plan::new(plan_settings(&config.settings), seed, clock.now());
+    let ways = Ways { context: context.clone(), questions: question_sender, monitor: monitor_sender.clone() };
+    let plan = spawn("plan", move || driver::drive(plan, clock, &plan_inbox, &ways))?;
+    let parsers = rayon::ThreadPoolBuilder::new()
+        .thread_name(|n| format!("parse-{n}"))
+        .build()
+        .map_err(|error| Error::System { what: "threads for parsing", error: std::io::Error::other(error) })?;
+    let parsers = Arc::new(parsers);
+    for name in ["inspect-1", "inspect-2"].iter().take(INSPECTORS) {
+        let (context, parsers, questions) = (context.clone(), parsers.clone(), questions.clone());
+        threads.push((*name, spawn(name, move || inspect::serve(&context, &parsers, &questions))?));
+    }
+    let monitor = monitor::Monitor::new(context.clone(), monitor_inbox);
+    threads.push(("monitor", spawn("monitor", move || monitor.run())?));
+    let (for_listener, to_monitor) = (context.clone(), monitor_sender.clone());
+    threads.push(("listen", spawn("listen", move || monitor::listen(&for_listener, listener, &to_monitor))?));
+    let files = machines_files();
+    let for_machines = context.clone();
+    threads.push(("machines", spawn("machines", move || watch_machines::watch(&for_machines, files, &machines_inbox))?));
+    let for_probe = context.clone();
+    threads.push(("probe", spawn("probe", move || trust::probe_at_start(&for_probe))?));
+    Ok(Service { context, machines: machines_sender, monitor: monitor_sender, threads, writer, plan, _locks: locks })
+}
+
+/// The machines files as the environment names them.
+pub fn machines_files() -> MachinesFiles {
+    let remote_systems = std::env::var("NIX_REMOTE_SYSTEMS").ok();
+    let (max_jobs, features) = crate::store::nix_conf::jobs_and_features();
+    MachinesFiles::from_env(
+        remote_systems.as_deref(),
+        std::path::Path::new("/etc/nix/machines"),
+        LocalHost::of_this_host(max_jobs, features),
+    )
+}
+
+impl Service {
+    /// Serves until told to stop, then stops in order.
+    fn serve(self, config: &Config, signals: &Receiver<Signal>) {
+        systemd::notify("READY=1\nSTATUS=building");
+        log::info!("ready: {}, {}", config.target.describe(), self.context.store.describe());
+        let beat = systemd::watchdog_interval().unwrap_or(Duration::from_secs(10));
+        loop {
+            match signals.recv_timeout(beat) {
+                Ok(Signal::Reload) => self.reload(),
+                Ok(Signal::Stop) => break,
+                Err(crossbeam_channel::RecvTimeoutError::Timeout) => self.watch(beat),
+                Err(crossbeam_channel::RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        self.stop(config, signals);
+    }
+
+    /// Feeds systemd's watchdog while the plan answers; PostgreSQL or a machine being away is no reason not to.
+    fn watch(&self, beat: Duration) {
+        let (reply, answer) = bounded(1);
+        let asked = self.context.plan.try_send(Inbox::Idle(reply)).is_ok();
+        if asked && answer.recv_timeout(beat).is_ok() {
+            systemd::notify("WATCHDOG=1");
+        } else {
+            let age = self.context.last_beat().elapsed().as_secs();
+            log::error!("the thread 'plan' has not answered for {age} s");
+        }
+        for (name, handle) in &self.threads {
+            if handle.is_finished() && *name != "probe" {
+                log::error!("the thread '{name}' has ended: leaving, so that the next start makes everything right");
+                std::process::exit(1);
+            }
+        }
+        if self.writer.is_finished() || self.plan.is_finished() {
+            log::error!("the writer or the plan has ended: leaving, so that the next start makes everything right");
+            std::process::exit(1);
+        }
+    }
+
+    fn reload(&self) {
+        systemd::notify("RELOADING=1");
+        match Settings::load(&|name| std::env::var(name).ok(), &[]) {
+            Ok(settings) => {
+                *self.context.limits.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = limits(&settings);
+                self.context.tell_plan(Event::Settings(plan_settings(&settings)));
+                log::info!("settings read again; the database, folders, deadlines and pool size need a restart");
+            }
+            Err(error) => log::error!("settings not read again, the old ones stay: {error}"),
+        }
+        let _ = self.machines.send(watch_machines::Message::Reload);
+        let _ = self.monitor.send(monitor::Message::Again);
+        systemd::notify("READY=1");
+    }
+
+    fn stop(self, config: &Config, signals: &Receiver<Signal>) {
+        systemd::notify("STOPPING=1");
+        self.context.tell_plan(Event::Stop);
+        let running = self.context.runs.count();
+        let patience = config.settings.stop_timeout;
+        if running > 0 {
+            log::info!("stopping: {running} steps may run on for {} s; a second signal ends them now", patience.as_secs());
+        }
+        let until = Instant::now() + patience;
+        loop {
+            let (reply, answer) = bounded(1);
+            let idle = self.context.plan.send(Inbox::Idle(reply)).is_ok() && answer.recv_timeout(LAST_RECORDS) == Ok(true);
+            if idle || Instant::now() >= until {
+                break;
+            }
+            if signals.recv_timeout(Duration::from_millis(50)) == Ok(Signal::Stop) {
+                log::info!("a second signal: leaving now");
+                break;
+            }
+        }
+        let left = self.context.runs.count();
+        if left > 0 {
+            log::warn!("leaving {left} running steps; what they finish is adopted at the next start, the rest built again");
+        }
+        self.context.stopping.store(true, Ordering::SeqCst);
+        let _ = self.context.writer.send(writer::Message::Stop { until: Instant::now() + LAST_RECORDS });
+        let _ = self.writer.join();
+        let _ = self.context.plan.send(Inbox::Leave);
+        let _ = self.plan.join();
+        drop(self.machines);
+        drop(self.monitor);
+        for machine in self.context.machines.all() {
+            machine.close_all();
+        }
+        for (name, handle) in self.threads {
+            if handle.join().is_err() {
+                log::warn!("the thread '{name}' panicked");
+            }
+        }
+        log::info!("stopped");
+    }
+}

@@ -1,1 +1,8 @@
-//! (room being furnished)
+//! Stores and what lies on disk beside them: the local store, build logs, GC roots.
+//!
+//! Knows paths and how to copy; knows no tables and no machines.
+
+pub mod local;
+pub mod logs;
+pub mod nix_conf;
+pub mod roots;

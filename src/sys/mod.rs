@@ -1,1 +1,12 @@
-//! (room being furnished)
+//! The operating system: threads, children, pipes with deadlines, signals, lock files, systemd.
+//!
+//! Knows nothing of builds, machines or tables.
+
+pub mod child;
+pub mod clock;
+pub mod kill;
+pub mod lockfile;
+pub mod pipes;
+pub mod signals;
+pub mod systemd;
+pub mod thread;

@@ -1,0 +1,64 @@
+//! What every command needs first: the settings and the database, by environment or by `--state DIR`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+use crate::config::settings::{Override, Settings};
+use crate::db::connect::{self, DbTarget};
+use crate::db::embedded::Embedded;
+
+/// `--state DIR`, common to the commands that need the database.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct StateArgs {
+    /// Keep everything in DIR: a private PostgreSQL, logs, GC roots. Not together with a configured database.
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+}
+
+/// The process's environment, in the form the settings are read with.
+pub fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+impl StateArgs {
+    /// The settings; with `--state` that folder is HYDRA_DATA and its GC roots are inside.
+    ///
+    /// # Errors
+    /// Of hydra.conf or the environment.
+    pub fn settings(&self) -> Result<Settings> {
+        let mut overrides = Vec::new();
+        if let Some(dir) = &self.state {
+            let dir = absolute(dir)?;
+            let option = format!("--state {}", dir.display());
+            let value = |path: &Path| path.display().to_string();
+            overrides.push(Override { key: "data_dir", value: value(&dir), option: option.clone() });
+            if std::env::var_os("HYDRA_CONFIG").is_none() && !dir.join("hydra.conf").exists() {
+                overrides.push(Override { key: "gc_roots_dir", value: value(&dir.join("gcroots")), option });
+            }
+        }
+        Ok(Settings::load(&environment, &overrides)?)
+    }
+
+    /// Where the database is; with `--state`, that of the running `hydrad run --state DIR`.
+    ///
+    /// # Errors
+    /// When two databases are named, or none can be found.
+    pub fn target(&self, settings: &Settings) -> Result<DbTarget> {
+        match &self.state {
+            None => Ok(DbTarget::from_env(&environment, settings)?),
+            Some(dir) => {
+                connect::refuse_two_databases(&environment, settings)?;
+                let dir = absolute(dir)?;
+                Embedded::target_of_running(&dir).with_context(|| {
+                    format!("no hydrad works in {0}; start it with `hydrad run --state {0}`", dir.display())
+                })
+            }
+        }
+    }
+}
+
+/// The folder as an absolute path; it need not exist.
+pub fn absolute(dir: &Path) -> Result<PathBuf> {
+    std::path::absolute(dir).with_context(|| format!("{}: not a usable path", dir.display()))
+}

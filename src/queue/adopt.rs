@@ -1,0 +1,90 @@
+//! What an ended process left busy is settled before anything starts: a step whose outputs are all valid is
+//! adopted as a success, and its builds finish as built; any other is aborted and will be built again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{inspect, Context};
+use crate::db::leftovers::{self, BusyStep};
+use crate::db::writer::{Adoption, Body};
+use crate::model::UnixSecs;
+use crate::plan::action::Succeed;
+use crate::sys::clock::unix_now;
+
+/// Settles all busy rows. Returns what the writer still has to write.
+///
+/// # Errors
+/// A message; nothing is started then.
+pub fn settle(context: &Context) -> Result<Vec<Body>, String> {
+    let mut conn = context.pool.get(Duration::from_secs(30)).map_err(|error| error.to_string())?;
+    let steps = leftovers::busy_steps(&mut conn).map_err(|error| error.to_string())?;
+    let mut adoptions = Vec::new();
+    for step in steps {
+        match adoptable(context, &step) {
+            Some(stop) => {
+                let builds = leftovers::builds_of(&mut conn, &step.drv).map_err(|error| error.to_string())?;
+                match success(context, &step, &builds, stop) {
+                    Ok(adoption) => {
+                        log::info!("adopting step {} of build {}: '{}' was built", step.stepnr, step.build, step.drv);
+                        adoptions.push(Body::Adopt(adoption));
+                        continue;
+                    }
+                    Err(message) => log::warn!("cannot adopt '{}': {message}; it is built again", step.drv),
+                }
+            }
+            None => log::info!("aborting step {} of build {}: '{}' was not finished", step.stepnr, step.build, step.drv),
+        }
+        leftovers::abort(&mut conn, &step).map_err(|error| error.to_string())?;
+    }
+    Ok(adoptions)
+}
+
+/// When all outputs of a step are valid: the time the last of them was registered.
+fn adoptable(context: &Context, step: &BusyStep) -> Option<UnixSecs> {
+    let paths: Vec<&str> = step.outputs.iter().map(|path| path.as_deref()).collect::<Option<_>>()?;
+    let mut stop = None;
+    for path in paths {
+        match context.store.registration_time(path) {
+            Ok(Some(time)) => stop = stop.max(Some(time)),
+            Ok(None) => return None,
+            Err(message) => {
+                log::warn!("cannot ask for {path}: {message}");
+                return None;
+            }
+        }
+    }
+    // A clock that went back, or an output that was there before: never an end before the beginning.
+    stop.map(|stop| stop.clamp(step.start, unix_now().max(step.start)))
+}
+
+fn success(
+    context: &Context,
+    step: &BusyStep,
+    builds: &[crate::model::BuildId],
+    stop: UnixSecs,
+) -> Result<Adoption, String> {
+    let bytes = context.store.read_drv(&step.drv).map_err(|error| error.to_string())?;
+    let derivation = crate::nix::derivation::Derivation::parse(&bytes).map_err(|error| error.to_string())?;
+    let outputs: Vec<(String, String)> = derivation
+        .outputs
+        .iter()
+        .filter_map(|(name, output)| Some((name.clone(), output.path.clone()?)))
+        .collect();
+    let output = Arc::new(inspect::from_store(context, &outputs)?);
+    for (_, path) in &outputs {
+        context.roots.add(path).map_err(|error| format!("cannot register a GC root for {path}: {error}"))?;
+    }
+    let log = context.logs.path(&step.drv);
+    Ok(Adoption {
+        build: step.build,
+        stepnr: step.stepnr,
+        stop,
+        log: log.exists().then(|| log.display().to_string()),
+        succeed: Succeed {
+            builds: builds.iter().map(|id| (*id, *id != step.build)).collect(),
+            output,
+            start: step.start,
+            stop,
+        },
+    })
+}

@@ -1,0 +1,225 @@
+//! One conversation with a machine's `nix-store --serve`: how it is started, greeted, kept and ended.
+//!
+//! Knows which program is started for which machine and puts that program's name and words into errors.
+
+use std::io;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::config::machines::MachineLine;
+use crate::sys::child::{self, describe_status, plain_error, PipedChild};
+use crate::sys::kill::KillSwitch;
+use crate::sys::pipes::{self, interruption, Interruption, PipeReader, PipeWriter, Pipes};
+use crate::wire::serve::ServeClient;
+use crate::wire::Error as WireError;
+
+/// How a program that gave up has to hurry with its last words.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+/// Bytes of temporary roots after which a connection is not used again: the machine's garbage collector
+/// can free nothing of them while it lives.
+const TEMP_ROOT_BYTES_MAX: u64 = 8 << 20;
+
+/// Why something with a machine did not work.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Trouble {
+    /// The run was ended by the plan.
+    Killed,
+    /// The machine, the way to it, or the program at its end.
+    Machine(String),
+    /// This host: its disk, its store, its database.
+    Ours(String),
+}
+
+/// The deadlines of a conversation.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadlines {
+    pub connect: Duration,
+    pub query: Duration,
+    pub substitute: Duration,
+    pub send: Duration,
+    pub receive: Duration,
+    pub shutdown: Duration,
+}
+
+/// An open, greeted conversation.
+#[derive(Debug)]
+pub struct Connection {
+    pub client: ServeClient<PipeReader, PipeWriter>,
+    pub pipes: Arc<Pipes>,
+    machine: String,
+    program: &'static str,
+    child: PipedChild,
+    shutdown: Duration,
+    opened: Instant,
+    used: Instant,
+    temp_root_bytes: u64,
+}
+
+/// The program that leads to a machine.
+pub fn program(line: &MachineLine) -> &'static str {
+    if line.is_localhost {
+        "nix-store"
+    } else {
+        "ssh"
+    }
+}
+
+/// The command that leads to a machine's `nix-store --serve --write`. `known_hosts` is a file with the
+/// host key of the machines file, if that has one.
+pub fn command(line: &MachineLine, known_hosts: Option<&std::path::Path>) -> Command {
+    let mut command = Command::new(program(line));
+    if line.is_localhost {
+        // Not to be handed on to other machines by Nix itself.
+        command.args(["--builders", "", "--serve", "--write"]);
+        return command;
+    }
+    command.arg(&line.ssh_target);
+    // The user's own options come first: for ssh the first value of an option wins.
+    if let Ok(options) = std::env::var("NIX_SSHOPTS") {
+        command.args(options.split_whitespace());
+    }
+    if let Some(key) = &line.ssh_key {
+        command.arg("-i").arg(key);
+    }
+    if let Some(file) = known_hosts {
+        command.arg(format!("-oUserKnownHostsFile={}", file.display()));
+    }
+    if let Some(port) = line.port {
+        command.arg(format!("-p{port}"));
+    }
+    command.args([
+        "-x",
+        "-a",
+        "-oBatchMode=yes",
+        "-oConnectTimeout=60",
+        "-oTCPKeepAlive=yes",
+        "-oServerAliveInterval=15",
+        "-oServerAliveCountMax=4",
+        "--",
+        "nix-store",
+        "--serve",
+        "--write",
+    ]);
+    if let Some(store) = &line.remote_store {
+        command.arg("--store").arg(shell_quoted(store));
+    }
+    command
+}
+
+/// ssh joins its arguments and gives them to the remote shell.
+fn shell_quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
+impl Connection {
+    /// Starts the program and greets what answers.
+    ///
+    /// # Errors
+    /// [`Trouble::Machine`] with the program's name or its own words; [`Trouble::Killed`].
+    pub fn open(
+        line: &MachineLine,
+        known_hosts: Option<&std::path::Path>,
+        deadlines: &Deadlines,
+        kill: Arc<KillSwitch>,
+    ) -> Result<Connection, Trouble> {
+        let program = program(line);
+        let cannot = |why: String| Trouble::Machine(format!("cannot connect to '{}': {why}", line.name));
+        let (mut child, ends) = child::spawn(&mut command(line, known_hosts))
+            .map_err(|error| cannot(format!("cannot start {program}: {}", plain_error(&error))))?;
+        let (reader, writer, pipes) = pipes::open(ends.stdin, ends.stdout, Some(ends.stderr), kill)
+            .map_err(|error| Trouble::Ours(format!("cannot set up pipes: {error}")))?;
+        pipes.enter("waiting for its greeting", deadlines.connect);
+        match ServeClient::handshake(reader, writer) {
+            Ok(client) => Ok(Connection {
+                client,
+                pipes,
+                machine: line.name.to_string(),
+                program,
+                child,
+                shutdown: deadlines.shutdown,
+                opened: Instant::now(),
+                used: Instant::now(),
+                temp_root_bytes: 0,
+            }),
+            Err(error) => {
+                let interrupted = interrupted(&error);
+                if interrupted == Some(Interruption::Killed) {
+                    return Err(Trouble::Killed);
+                }
+                if interrupted.is_none() {
+                    pipes.drain_to_end(LAST_WORDS);
+                }
+                let words = pipes.stderr_tail();
+                // The conversation's ends are gone with the client: the program can leave.
+                let status = child.end(LAST_WORDS);
+                Err(cannot(match (interrupted, words.is_empty()) {
+                    (Some(deadline), true) => format!("{deadline}; {program} said nothing"),
+                    (Some(deadline), false) => format!("{deadline}; {program} said: {words}"),
+                    (None, _) if error.is_protocol() => {
+                        let said = if words.is_empty() { String::new() } else { format!("; {program} said: {words}") };
+                        format!("{error}{said}")
+                    }
+                    (None, false) => words,
+                    (None, true) => format!(
+                        "{program} ended without a word ({})",
+                        status.map_or_else(|| "it still runs".to_owned(), describe_status)
+                    ),
+                }))
+            }
+        }
+    }
+
+    /// Whether the conversation can carry another step: quiet, young, few temporary roots.
+    pub fn is_reusable(&self, idle_max: Duration, age_max: Duration) -> bool {
+        self.used.elapsed() < idle_max
+            && self.opened.elapsed() < age_max
+            && self.temp_root_bytes < TEMP_ROOT_BYTES_MAX
+            && !self.client.get_ref().is_ready()
+    }
+
+    /// Notes that it was used just now.
+    pub fn touch(&mut self) {
+        self.used = Instant::now();
+    }
+
+    /// Counts what a locking query of these paths leaves behind on the machine.
+    pub fn count_temp_roots<'a>(&mut self, paths: impl Iterator<Item = &'a str>) {
+        self.temp_root_bytes += paths.map(|path| path.len() as u64 + 1).sum::<u64>();
+    }
+
+    /// What an error in the middle of a conversation means. `doing` completes "lost 'H' while ...".
+    pub fn trouble(&mut self, error: &WireError, doing: &str) -> Trouble {
+        match interrupted(error) {
+            Some(Interruption::Killed) => Trouble::Killed,
+            Some(deadline) => Trouble::Machine(format!("'{}': {deadline}", self.machine)),
+            None => {
+                if error.is_eof() {
+                    self.pipes.drain_to_end(LAST_WORDS);
+                }
+                let words = last_lines(&self.pipes.stderr_tail(), 5);
+                let what = if error.is_eof() { "the connection ended".to_owned() } else { error.to_string() };
+                let said = if words.is_empty() { String::new() } else { format!("; {} said: {words}", self.program) };
+                Trouble::Machine(format!("'{}', while {doing}: {what}{said}", self.machine))
+            }
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // First the end of stdin, which ends a build within milliseconds; the child is waited for after.
+        self.client.get_mut().1.close();
+        self.child.end(self.shutdown);
+    }
+}
+
+/// The interruption behind a wire error, if it is one.
+pub fn interrupted(error: &WireError) -> Option<Interruption> {
+    error.io().and_then(|error: &io::Error| interruption(error)).cloned()
+}
+
+fn last_lines(text: &str, count: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
+}

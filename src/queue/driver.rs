@@ -1,0 +1,140 @@
+//! The plan's thread: gives it events, carries its actions out. Never waits for anybody but the inbox.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+
+use super::inspect::Question;
+use super::{monitor, Context};
+use crate::db::writer::{Body, Entry, Message};
+use crate::model::BuildId;
+use crate::plan::action::{Action, Level};
+use crate::plan::event::{Event, Outcome, QuestionId, RunEnd};
+use crate::plan::{Plan, Snapshot};
+use crate::sys::clock::{unix_now, PlanClock};
+
+/// Events taken before the batch of questions is handed out.
+const EVENTS_PER_ROUND: usize = 256;
+/// Derivations in one batch for an inspector.
+const BATCH: usize = 256;
+
+/// What comes into the plan's inbox.
+pub enum Inbox {
+    Event(Event),
+    /// Somebody wants to know how things are.
+    Snapshot(Sender<Snapshot>),
+    /// Why a build is not building.
+    Why(BuildId, Sender<Option<String>>),
+    /// Are all runs over and all records written?
+    Idle(Sender<bool>),
+    Leave,
+}
+
+/// Where actions go.
+pub struct Ways {
+    pub context: Arc<Context>,
+    pub questions: Sender<Question>,
+    pub monitor: Sender<monitor::Message>,
+}
+
+/// The body of the plan's thread.
+pub fn drive(mut plan: Plan, clock: PlanClock, inbox: &Receiver<Inbox>, ways: &Ways) {
+    let mut actions = Vec::new();
+    let mut batch: Vec<(QuestionId, Arc<str>)> = Vec::new();
+    loop {
+        let message = match plan.wake_at().and_then(|at| clock.instant(at)) {
+            Some(at) => inbox.recv_deadline(at),
+            None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        let mut next = match message {
+            Ok(message) => Some(message),
+            Err(RecvTimeoutError::Timeout) => Some(Inbox::Event(Event::Tick)),
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
+        let mut taken = 0;
+        while let Some(message) = next.take() {
+            match message {
+                Inbox::Event(event) => {
+                    plan.turn(clock.now(), event, &mut actions);
+                    for action in actions.drain(..) {
+                        carry_out(action, ways, &mut batch);
+                    }
+                }
+                // Whoever asked may have given up.
+                Inbox::Snapshot(reply) => drop(reply.try_send(plan.snapshot(clock.now()))),
+                Inbox::Why(build, reply) => drop(reply.try_send(plan.why(clock.now(), build))),
+                Inbox::Idle(reply) => drop(reply.try_send(plan.is_idle())),
+                Inbox::Leave => return,
+            }
+            taken += 1;
+            if taken < EVENTS_PER_ROUND {
+                next = inbox.try_recv().ok();
+            }
+        }
+        if !batch.is_empty() {
+            hand_out(&mut batch, &ways.questions);
+        }
+        ways.context.heartbeat(Instant::now());
+    }
+}
+
+/// Gives the inspectors their questions, bounded by what the plan allows to be under way.
+fn hand_out(batch: &mut Vec<(QuestionId, Arc<str>)>, questions: &Sender<Question>) {
+    let mut rest = std::mem::take(batch);
+    while !rest.is_empty() {
+        let tail = rest.split_off(rest.len().min(BATCH));
+        // The inspectors leave after the plan.
+        let _ = questions.send(Question::Inspect(rest));
+        rest = tail;
+    }
+}
+
+fn carry_out(action: Action, ways: &Ways, batch: &mut Vec<(QuestionId, Arc<str>)>) {
+    let context = &ways.context;
+    match action {
+        Action::Inspect { question, drv } => batch.push((question, drv)),
+        Action::Describe { question, drv } => {
+            let _ = ways.questions.send(Question::Describe(question, drv));
+        }
+        Action::ReadBuilds { builds } => {
+            let _ = ways.monitor.send(monitor::Message::Read(builds));
+        }
+        Action::PageTaken => {
+            let _ = ways.monitor.send(monitor::Message::PageTaken);
+        }
+        Action::Start(start) => {
+            let (run, ticket) = (start.run, start.ticket);
+            let Some(machine) = context.machines.get(start.machine) else {
+                unreachable!("BUG: the plan knows a machine that the registry does not")
+            };
+            log::info!(
+                "performing step '{}' on '{}' (needed by build {} and {} others)",
+                start.drv,
+                machine.name,
+                start.primary,
+                start.wanted_by.saturating_sub(1)
+            );
+            context.runs.expect(run);
+            if let Err(error) = machine.slots.start(context, &machine, start) {
+                context.runs.forget(run);
+                context.void_ticket(ticket);
+                let message = format!("cannot start a thread for a slot: {error}");
+                let now = unix_now();
+                let outcome = Outcome::OurFault { message: message.into() };
+                let end = RunEnd { outcome, start: now, stop: now, overhead_ms: 0, has_log: false };
+                context.tell_plan_later(Event::RunEnded { run, end });
+            }
+        }
+        Action::Kill { run } => context.runs.kill(run),
+        Action::Record { ticket, record } => {
+            // A writer that has left loses nothing that the next start would not find again.
+            let _ = context.writer.send(Message::Write(Entry { ticket, body: Body::Record(record) }));
+        }
+        Action::Say { level, text } => match level {
+            Level::Info => log::info!("{text}"),
+            Level::Warn => log::warn!("{text}"),
+            Level::Error => log::error!("{text}"),
+        },
+    }
+}

@@ -1,0 +1,220 @@
+//! Inspection: what the world knows about steps, in batches. Derivations are read and scanned in parallel,
+//! validity and cached failures asked once a batch.
+//!
+//! Whatever fails for a reason of ours (PostgreSQL or the daemon away) is tried again until it works; a
+//! derivation that cannot be used fails alone.
+
+use std::collections::HashSet;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::Receiver;
+use rayon::prelude::*;
+
+use super::Context;
+use crate::db::known_output;
+use crate::db::DbError;
+use crate::model::BuildOutput;
+use crate::nix::derivation::{Derivation, DerivationFacts, DrvKind};
+use crate::nix::products::{self, OutputScan};
+use crate::plan::event::{Event, QuestionId, StepFacts, StepSpec};
+use crate::sys::child::plain_error;
+
+/// Pause between attempts while something of ours is away.
+const AWAY_PAUSE: Duration = Duration::from_secs(2);
+
+/// What the inspectors are asked.
+#[derive(Debug)]
+pub enum Question {
+    Inspect(Vec<(QuestionId, Arc<str>)>),
+    Describe(QuestionId, Arc<str>),
+}
+
+/// The body of an inspector.
+pub fn serve(context: &Context, parsers: &rayon::ThreadPool, questions: &Receiver<Question>) {
+    for question in questions {
+        match question {
+            Question::Inspect(batch) => {
+                let answers = inspect(context, parsers, &batch);
+                context.tell_plan(Event::Facts { answers });
+            }
+            Question::Describe(question, drv) => {
+                let output = describe(context, &drv).map(Arc::new).map_err(String::into_boxed_str);
+                context.tell_plan(Event::Described { question, output });
+            }
+        }
+    }
+}
+
+/// What one derivation says, before validity is known.
+enum Scanned {
+    Known(StepFacts),
+    Open { spec: StepSpec, outputs: Vec<String>, all_on_disk: bool },
+}
+
+fn inspect(
+    context: &Context,
+    parsers: &rayon::ThreadPool,
+    batch: &[(QuestionId, Arc<str>)],
+) -> Vec<(QuestionId, StepFacts)> {
+    let scanned: Vec<Scanned> = parsers.install(|| batch.par_iter().map(|(_, drv)| scan(context, drv)).collect());
+    let candidates: Vec<&str> = scanned
+        .iter()
+        .filter_map(|scanned| match scanned {
+            Scanned::Open { outputs, all_on_disk: true, .. } => Some(outputs),
+            _ => None,
+        })
+        .flatten()
+        .map(String::as_str)
+        .collect();
+    let valid = until_it_works(context, "the local store", || context.store.valid_paths(&candidates));
+    let is_valid = |outputs: &[String]| outputs.iter().all(|path| valid.contains(path));
+    let needed: Vec<&str> = scanned
+        .iter()
+        .filter_map(|scanned| match scanned {
+            Scanned::Open { outputs, .. } if !is_valid(outputs) => Some(outputs),
+            _ => None,
+        })
+        .flatten()
+        .map(String::as_str)
+        .collect();
+    let failed = until_it_works(context, "the database", || failed_paths(context, &needed));
+    batch
+        .iter()
+        .zip(scanned)
+        .map(|((question, _), scanned)| {
+            let facts = match scanned {
+                Scanned::Known(facts) => facts,
+                Scanned::Open { outputs, .. } if is_valid(&outputs) => StepFacts::Valid,
+                Scanned::Open { outputs, .. } if outputs.iter().any(|path| failed.contains(path)) => {
+                    StepFacts::FailedBefore
+                }
+                Scanned::Open { spec, .. } => StepFacts::Needed(spec),
+            };
+            (*question, facts)
+        })
+        .collect()
+}
+
+/// Reads and scans one derivation.
+fn scan(context: &Context, drv: &str) -> Scanned {
+    let unusable = |message: String| Scanned::Known(StepFacts::Unreadable { message: message.into() });
+    let bytes = loop {
+        match context.store.read_drv(drv) {
+            Ok(bytes) => break bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Scanned::Known(StepFacts::Collected),
+            // The whole process or host is short of something: not this derivation's fault.
+            Err(error) if is_shortage(&error) && !context.is_stopping() => {
+                log::warn!("cannot read {drv} now: {}", plain_error(&error));
+                std::thread::sleep(AWAY_PAUSE);
+            }
+            Err(error) => return unusable(format!("cannot read {drv}: {}", plain_error(&error))),
+        }
+    };
+    let facts = match DerivationFacts::scan(&bytes) {
+        Ok(facts) => facts,
+        Err(error) => return unusable(format!("{drv} is damaged: {error}")),
+    };
+    if !matches!(facts.kind, DrvKind::InputAddressed | DrvKind::Fixed) {
+        return unusable(format!("{drv} is content-addressed, which cannot be built yet"));
+    }
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let outputs: Vec<String> = facts.outputs.iter().filter_map(|output| output.path).map(text).collect();
+    if outputs.is_empty() {
+        return unusable(format!("{drv} has no outputs"));
+    }
+    let all_on_disk = outputs.iter().all(|path| std::fs::symlink_metadata(path).is_ok());
+    let mut features: Vec<Box<str>> = facts.required_features.iter().map(|f| text(f.as_ref()).into()).collect();
+    features.sort_unstable();
+    features.dedup();
+    let spec = StepSpec {
+        platform: text(facts.platform).into(),
+        required_features: features,
+        prefer_local: facts.prefer_local,
+        inputs: facts.input_drvs.iter().map(|input| text(input.as_ref()).into()).collect(),
+    };
+    Scanned::Open { spec, outputs, all_on_disk }
+}
+
+fn is_shortage(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EIO | libc::EAGAIN))
+}
+
+fn failed_paths(context: &Context, paths: &[&str]) -> Result<HashSet<String>, DbError> {
+    if paths.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let mut conn = context.pool.get(Duration::from_secs(30))?;
+    let rows = conn.query(include_str!("../../sql/queue/select_failed_paths.sql"), &[&paths])?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// Asks again, with pauses, until there is an answer or the process stops.
+fn until_it_works<T: Default, E: std::fmt::Display>(
+    context: &Context,
+    whom: &str,
+    mut ask: impl FnMut() -> Result<T, E>,
+) -> T {
+    let mut told = false;
+    loop {
+        match ask() {
+            Ok(answer) => return answer,
+            Err(_) if context.is_stopping() => return T::default(),
+            Err(error) => {
+                if !told {
+                    log::warn!("inspection waits for {whom}: {error}");
+                    told = true;
+                }
+                std::thread::sleep(AWAY_PAUSE);
+            }
+        }
+    }
+}
+
+/// The output of a derivation whose outputs are all valid: as an earlier build recorded it, else from the store.
+fn describe(context: &Context, drv: &str) -> Result<BuildOutput, String> {
+    let bytes = context.store.read_drv(drv).map_err(|error| format!("cannot read {drv}: {}", plain_error(&error)))?;
+    let derivation = Derivation::parse(&bytes).map_err(|error| format!("{drv}: {error}"))?;
+    let outputs: Vec<(String, String)> = derivation
+        .outputs
+        .iter()
+        .filter_map(|(name, output)| Some((name.clone(), output.path.clone()?)))
+        .collect();
+    let paths: Vec<&str> = outputs.iter().map(|(_, path)| path.as_str()).collect();
+    let valid = context.store.valid_paths(&paths)?;
+    if let Some(missing) = paths.iter().find(|path| !valid.contains(**path)) {
+        return Err(format!("{missing} is not valid any more"));
+    }
+    let known = context
+        .pool
+        .get(Duration::from_secs(30))
+        .and_then(|mut conn| known_output::find(&mut conn, &paths))
+        .map_err(|error| error.to_string())?;
+    let output = match known {
+        Some(known) => BuildOutput { outputs, ..known },
+        None => from_store(context, &outputs)?,
+    };
+    for path in output.outputs.iter().map(|(_, path)| path) {
+        context.roots.add(path).map_err(|error| {
+            format!("cannot register a GC root for {path} in {}: {}", context.roots.dir().display(), plain_error(&error))
+        })?;
+    }
+    Ok(output)
+}
+
+/// Reads what Hydra shows of these outputs from the local store.
+///
+/// # Errors
+/// A message naming the path at fault.
+pub fn from_store(context: &Context, outputs: &[(String, String)]) -> Result<BuildOutput, String> {
+    let mut scans = Vec::with_capacity(outputs.len());
+    for (name, path) in outputs {
+        let info = context.store.export_info(path)?;
+        let scan = context.store.scan(path)?;
+        scans.push(OutputScan { name: name.clone(), path: path.clone(), nar_size: info.nar_size, scan });
+    }
+    let paths: Vec<&str> = outputs.iter().map(|(_, path)| path.as_str()).collect();
+    let closure_size = context.store.closure_size(&paths)?;
+    Ok(products::build_output(&scans, closure_size, context.store.dir()))
+}

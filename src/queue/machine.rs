@@ -1,0 +1,290 @@
+//! The machines as the process knows them: names to ids, configuration, kept connections, slot threads.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{bounded, Receiver, Sender};
+
+use super::connection::{Connection, Deadlines, Trouble};
+use super::sender::SendThread;
+use super::slot::SlotThreads;
+use crate::config::machines::MachineLine;
+use crate::model::MachineId;
+use crate::sys::kill::KillSwitch;
+
+/// Handshakes under way at once with one host: sshd refuses more than a few (MaxStartups).
+const HANDSHAKES_MAX: usize = 4;
+/// Query connections of a machine: those that may wait for its substituters.
+const QUERIES_MAX: usize = 2;
+
+/// How long connections are kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Keeping {
+    pub idle_max: Duration,
+    pub age_max: Duration,
+}
+
+/// A machine ever seen in a machines file.
+pub struct Machine {
+    pub id: MachineId,
+    pub name: String,
+    line: RwLock<Arc<MachineLine>>,
+    deadlines: Deadlines,
+    keeping: Keeping,
+    key_dir: PathBuf,
+    /// Build connections without a step, the last used at the end.
+    idle: Mutex<Vec<Connection>>,
+    /// Query connections, which never carry a build request.
+    idle_queries: Mutex<Vec<Connection>>,
+    handshakes: Tokens,
+    queries: Tokens,
+    pub slots: SlotThreads,
+    pub sender: SendThread,
+}
+
+/// A fixed number of permits.
+struct Tokens {
+    give: Sender<()>,
+    take: Receiver<()>,
+}
+
+/// A permit; given back when dropped.
+pub struct Token(Sender<()>);
+
+impl Tokens {
+    fn new(count: usize) -> Tokens {
+        let (give, take) = bounded(count);
+        for _ in 0..count {
+            // The channel has room for exactly these.
+            let _ = give.send(());
+        }
+        Tokens { give, take }
+    }
+
+    /// Waits for a permit, a while at a time, so that a thrown switch is noticed.
+    fn take(&self, kill: &KillSwitch, until: Option<Instant>) -> Option<Token> {
+        loop {
+            if self.take.recv_timeout(Duration::from_millis(200)).is_ok() {
+                return Some(Token(self.give.clone()));
+            }
+            if kill.is_thrown() || until.is_some_and(|until| Instant::now() >= until) {
+                return None;
+            }
+        }
+    }
+}
+
+impl Drop for Token {
+    fn drop(&mut self) {
+        let _ = self.0.send(());
+    }
+}
+
+impl Machine {
+    fn new(id: MachineId, line: Arc<MachineLine>, deadlines: Deadlines, keeping: Keeping, key_dir: PathBuf) -> Machine {
+        Machine {
+            id,
+            name: line.name.to_string(),
+            line: RwLock::new(line),
+            deadlines,
+            keeping,
+            key_dir,
+            idle: Mutex::default(),
+            idle_queries: Mutex::default(),
+            handshakes: Tokens::new(HANDSHAKES_MAX),
+            queries: Tokens::new(QUERIES_MAX),
+            slots: SlotThreads::default(),
+            sender: SendThread::default(),
+        }
+    }
+
+    pub fn line(&self) -> Arc<MachineLine> {
+        self.line.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    }
+
+    /// Takes a new line of the machines file; connections made by the old one are not used again.
+    fn set_line(&self, line: Arc<MachineLine>) {
+        let changed = {
+            let mut current = self.line.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let changed = !current.leads_to_the_same(&line);
+            *current = line;
+            changed
+        };
+        if changed {
+            self.close_idle(|_| true);
+        }
+    }
+
+    pub fn deadlines(&self) -> &Deadlines {
+        &self.deadlines
+    }
+
+    /// A build connection: a kept one if there is a good one (then `false`), else a new one (`true`).
+    ///
+    /// # Errors
+    /// As [`Connection::open`].
+    pub fn build_connection(&self, kill: &Arc<KillSwitch>) -> Result<Connection, Trouble> {
+        match self.take_idle(&self.idle, kill) {
+            Some(connection) => Ok(connection),
+            None => self.open(kill),
+        }
+    }
+
+    /// Whether a kept connection waits (it may still turn out to be stale).
+    pub fn has_idle_connection(&self) -> bool {
+        !lock(&self.idle).is_empty()
+    }
+
+    /// A query connection with its permit. `Ok(None)`: all are busy until `until`.
+    ///
+    /// # Errors
+    /// As [`Connection::open`].
+    pub fn query_connection(
+        &self,
+        kill: &Arc<KillSwitch>,
+        until: Instant,
+    ) -> Result<Option<(Connection, Token)>, Trouble> {
+        let Some(token) = self.queries.take(kill, Some(until)) else {
+            return if kill.is_thrown() { Err(Trouble::Killed) } else { Ok(None) };
+        };
+        let connection = match self.take_idle(&self.idle_queries, kill) {
+            Some(connection) => connection,
+            None => self.open(kill)?,
+        };
+        Ok(Some((connection, token)))
+    }
+
+    pub fn give_back(&self, mut connection: Connection) {
+        connection.touch();
+        lock(&self.idle).push(connection);
+    }
+
+    pub fn give_back_query(&self, mut connection: Connection) {
+        connection.touch();
+        lock(&self.idle_queries).push(connection);
+    }
+
+    fn take_idle(&self, idle: &Mutex<Vec<Connection>>, kill: &Arc<KillSwitch>) -> Option<Connection> {
+        loop {
+            // A stale one is dropped (which may wait for its process) after the lock is given up.
+            let connection = lock(idle).pop()?;
+            if connection.is_reusable(self.keeping.idle_max, self.keeping.age_max) {
+                connection.pipes.set_kill_switch(kill.clone());
+                return Some(connection);
+            }
+        }
+    }
+
+    fn open(&self, kill: &Arc<KillSwitch>) -> Result<Connection, Trouble> {
+        let _token = self.handshakes.take(kill, None).ok_or(Trouble::Killed)?;
+        let line = self.line();
+        let known_hosts = self.known_hosts(&line)?;
+        Connection::open(&line, known_hosts.as_deref(), &self.deadlines, kill.clone())
+    }
+
+    /// Writes the host key of the machines file where ssh can read it.
+    fn known_hosts(&self, line: &MachineLine) -> Result<Option<PathBuf>, Trouble> {
+        let (Some(key), false) = (&line.host_key, line.is_localhost) else { return Ok(None) };
+        let path = self.key_dir.join(format!("host-key-{}", self.id));
+        let text = format!("{} {}\n", line.known_hosts_name(), key.trim());
+        if std::fs::read_to_string(&path).is_ok_and(|old| old == text) {
+            return Ok(Some(path));
+        }
+        let write = || -> std::io::Result<()> {
+            std::fs::create_dir_all(&self.key_dir)?;
+            let mut file = tempfile_beside(&path)?;
+            file.1.write_all(text.as_bytes())?;
+            std::fs::rename(&file.0, &path)
+        };
+        write().map_err(|error| Trouble::Ours(format!("cannot write {}: {error}", path.display())))?;
+        Ok(Some(path))
+    }
+
+    /// Closes kept connections that are too old, or all.
+    pub fn close_stale(&self) {
+        let keeping = self.keeping;
+        self.close_idle(|connection| !connection.is_reusable(keeping.idle_max, keeping.age_max));
+    }
+
+    pub fn close_all(&self) {
+        self.close_idle(|_| true);
+    }
+
+    fn close_idle(&self, stale: impl Fn(&Connection) -> bool) {
+        for idle in [&self.idle, &self.idle_queries] {
+            let closed: Vec<Connection> = {
+                let mut idle = lock(idle);
+                let all = std::mem::take(&mut *idle);
+                let (closed, kept) = all.into_iter().partition(&stale);
+                *idle = kept;
+                closed
+            };
+            drop(closed);
+        }
+    }
+}
+
+/// A new file that will be renamed to `path`.
+fn tempfile_beside(path: &std::path::Path) -> std::io::Result<(PathBuf, std::fs::File)> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{:?}.tmp", std::thread::current().id()));
+    let name = PathBuf::from(name);
+    let file = std::fs::File::create(&name)?;
+    Ok((name, file))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// All machines ever seen, by id and by name.
+pub struct Registry {
+    deadlines: Deadlines,
+    keeping: Keeping,
+    key_dir: PathBuf,
+    machines: RwLock<Machines>,
+}
+
+#[derive(Default)]
+struct Machines {
+    by_id: Vec<Arc<Machine>>,
+    by_name: HashMap<String, MachineId>,
+}
+
+impl Registry {
+    /// `key_dir` is where host keys of the machines file are written for ssh.
+    pub fn new(deadlines: Deadlines, keeping: Keeping, key_dir: PathBuf) -> Registry {
+        Registry { deadlines, keeping, key_dir, machines: RwLock::default() }
+    }
+
+    /// The machine of this name, made if it is new, with this configuration.
+    pub fn configure(&self, line: &Arc<MachineLine>) -> MachineId {
+        let mut machines = self.machines.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(&id) = machines.by_name.get(&*line.name) {
+            let machine = machines.by_id[id.0 as usize].clone();
+            drop(machines);
+            machine.set_line(line.clone());
+            return id;
+        }
+        let id = MachineId(machines.by_id.len() as u32);
+        let machine = Machine::new(id, line.clone(), self.deadlines, self.keeping, self.key_dir.clone());
+        machines.by_name.insert(machine.name.clone(), id);
+        machines.by_id.push(Arc::new(machine));
+        id
+    }
+
+    pub fn get(&self, id: MachineId) -> Option<Arc<Machine>> {
+        self.machines.read().unwrap_or_else(|poisoned| poisoned.into_inner()).by_id.get(id.0 as usize).cloned()
+    }
+
+    pub fn name(&self, id: MachineId) -> String {
+        self.get(id).map_or_else(String::new, |machine| machine.name.clone())
+    }
+
+    pub fn all(&self) -> Vec<Arc<Machine>> {
+        self.machines.read().unwrap_or_else(|poisoned| poisoned.into_inner()).by_id.clone()
+    }
+}

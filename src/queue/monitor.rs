@@ -1,0 +1,315 @@
+//! The queue monitor: hears that something changed and reads what is there now.
+//!
+//! It listens before it first reads, takes every wake-up as "read again", and never relies on ids going
+//! up: the id in `builds_added` only makes the new builds quick to find; the complete list that follows
+//! finds the rest. Decides nothing: the plan says which builds of a list it wants to know.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+
+use super::Context;
+use crate::db::listen::Listener;
+use crate::db::queue as statements;
+use crate::db::DbError;
+use crate::model::{BuildId, JobsetId, Ticket};
+use crate::plan::event::{Event, Pass, QueuedBuild};
+use crate::sys::clock::unix_now;
+
+/// Channels that concern the queue.
+pub const CHANNELS: [&str; 7] = [
+    "builds_added",
+    "builds_restarted",
+    "builds_cancelled",
+    "builds_deleted",
+    "builds_bumped",
+    "jobset_shares_changed",
+    "dump_status",
+];
+
+/// Rows in one event.
+const PAGE: usize = 1_000;
+/// Builds in one chunk of a list.
+const LIST_CHUNK: usize = 4_000;
+/// A list is not read again before this many times its own duration has passed.
+const LIST_REST_FACTOR: u32 = 5;
+const LIST_REST_MAX: Duration = Duration::from_secs(30);
+/// Pause before the database is asked again.
+const AWAY_PAUSE: Duration = Duration::from_secs(1);
+
+/// What the monitor is told.
+#[derive(Debug)]
+pub enum Message {
+    /// The listening connection is (again) there: anything may have happened meanwhile.
+    Listening,
+    Notice { channel: String, payload: String },
+    /// The plan wants these rows.
+    Read(Vec<BuildId>),
+    /// The plan has digested one event with rows.
+    PageTaken,
+    /// Read everything again (SIGHUP).
+    Again,
+}
+
+pub struct Monitor {
+    pub context: std::sync::Arc<Context>,
+    inbox: Receiver<Message>,
+    known_jobsets: HashSet<JobsetId>,
+    wanted: VecDeque<Vec<BuildId>>,
+    /// Pages sent and not yet taken.
+    pages_out: usize,
+    pass: u64,
+    list_wanted: bool,
+    shares_wanted: bool,
+    status_wanted: bool,
+    /// Lowest ids of builds announced and not yet read.
+    added_from: Option<BuildId>,
+    list_not_before: Instant,
+    last_list: Instant,
+}
+
+impl Monitor {
+    pub fn new(context: std::sync::Arc<Context>, inbox: Receiver<Message>) -> Monitor {
+        let now = Instant::now();
+        Monitor {
+            context,
+            inbox,
+            known_jobsets: HashSet::new(),
+            wanted: VecDeque::new(),
+            pages_out: 0,
+            pass: 0,
+            list_wanted: false,
+            shares_wanted: false,
+            status_wanted: false,
+            added_from: None,
+            list_not_before: now,
+            last_list: now,
+        }
+    }
+
+    /// Runs until nobody can tell it anything any more.
+    pub fn run(mut self) {
+        let mut told_away = false;
+        loop {
+            match self.inbox.recv_timeout(self.patience()) {
+                Ok(message) => {
+                    self.take(message);
+                    while let Ok(message) = self.inbox.try_recv() {
+                        self.take(message);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            if self.context.is_stopping() {
+                return;
+            }
+            match self.work() {
+                Ok(()) if told_away => {
+                    log::info!("the queue monitor can read the database again");
+                    told_away = false;
+                }
+                Ok(()) => {}
+                Err(error) => {
+                    if !told_away {
+                        log::error!("queue monitor: {error}; trying again until it works");
+                        told_away = true;
+                    }
+                    std::thread::sleep(AWAY_PAUSE);
+                }
+            }
+        }
+    }
+
+    fn has_work(&self) -> bool {
+        self.added_from.is_some()
+            || self.shares_wanted
+            || self.status_wanted
+            || (self.pages_out == 0 && !self.wanted.is_empty())
+    }
+
+    /// How long to wait for a message.
+    fn patience(&self) -> Duration {
+        let now = Instant::now();
+        if self.has_work() {
+            return Duration::ZERO;
+        }
+        let list = self.list_wanted.then_some(self.list_not_before);
+        let poll = self.context.queue_poll.map(|every| self.last_list + every);
+        let next = [list, poll].into_iter().flatten().min();
+        next.map_or(Duration::from_secs(3600), |at| at.saturating_duration_since(now))
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Listening => {
+                self.list_wanted = true;
+                self.shares_wanted = true;
+            }
+            Message::Again => self.list_wanted = true,
+            Message::Notice { channel, payload } => match channel.as_str() {
+                "builds_added" => {
+                    self.list_wanted = true;
+                    if let Ok(id) = payload.trim().parse::<i32>() {
+                        let id = BuildId(id);
+                        self.added_from = Some(self.added_from.map_or(id, |lowest| lowest.min(id)));
+                    }
+                }
+                "jobset_shares_changed" => self.shares_wanted = true,
+                "dump_status" => self.status_wanted = true,
+                _ => self.list_wanted = true,
+            },
+            Message::Read(builds) => self.wanted.push_back(builds),
+            Message::PageTaken => self.pages_out = self.pages_out.saturating_sub(1),
+        }
+    }
+
+    /// Does what is wanted and allowed now. What fails stays wanted.
+    fn work(&mut self) -> Result<(), DbError> {
+        if let Some(from) = self.added_from {
+            let rows = statements::builds_from(&mut self.conn()?, from, PAGE as i64)?;
+            self.send_rows(rows)?;
+            self.added_from = None;
+        }
+        if self.status_wanted {
+            self.status_wanted = false;
+            self.context.dump_status();
+        }
+        if self.shares_wanted {
+            let known: Vec<i32> = self.known_jobsets.iter().map(|id| id.0).collect();
+            for (id, shares) in statements::jobset_shares(&mut self.conn()?, &known)? {
+                self.context.tell_plan(Event::Shares { id, shares });
+            }
+            self.shares_wanted = false;
+        }
+        while self.pages_out == 0 {
+            let Some(builds) = self.wanted.front() else { break };
+            let ids: Vec<i32> = builds.iter().map(|id| id.0).collect();
+            let rows = statements::builds(&mut self.conn()?, &ids)?;
+            self.wanted.pop_front();
+            self.send_rows(rows)?;
+        }
+        let now = Instant::now();
+        let poll_due = self.context.queue_poll.is_some_and(|every| now >= self.last_list + every);
+        if poll_due || (self.list_wanted && now >= self.list_not_before) {
+            self.read_list()?;
+        }
+        Ok(())
+    }
+
+    /// Reads which builds are unfinished now and tells the plan.
+    fn read_list(&mut self) -> Result<(), DbError> {
+        let began = Instant::now();
+        self.list_wanted = false;
+        self.last_list = began;
+        self.pass += 1;
+        let pass = Pass(self.pass);
+        self.context.tell_plan(Event::SnapshotBegins { pass });
+        let written = Ticket(self.context.written.load(Ordering::SeqCst));
+        let listed = self.conn().and_then(|mut conn| statements::unfinished(&mut conn));
+        let mut builds = listed.inspect_err(|_| self.list_wanted = true)?;
+        builds.sort_unstable_by_key(|(id, priority)| (std::cmp::Reverse(*priority), *id));
+        let count = builds.len();
+        let mut chunks = builds.chunks(LIST_CHUNK).peekable();
+        if chunks.peek().is_none() {
+            self.context.tell_plan(Event::Snapshot { pass, written, builds: Vec::new(), last: true });
+        }
+        while let Some(chunk) = chunks.next() {
+            let last = chunks.peek().is_none();
+            self.context.tell_plan(Event::Snapshot { pass, written, builds: chunk.to_vec(), last });
+        }
+        let took = began.elapsed();
+        self.list_not_before = Instant::now() + (took * LIST_REST_FACTOR).min(LIST_REST_MAX);
+        log::debug!("checking the queue for builds... {count} unfinished, read in {} ms", took.as_millis());
+        Ok(())
+    }
+
+    fn send_rows(&mut self, rows: Vec<QueuedBuild>) -> Result<(), DbError> {
+        for page in rows.chunks(PAGE) {
+            for build in page {
+                self.introduce(build.jobset)?;
+            }
+            self.context.tell_plan(Event::Builds { rows: page.to_vec() });
+            self.pages_out += 1;
+        }
+        if rows.is_empty() {
+            // Nothing of what was asked for is unfinished any more.
+            log::debug!("the builds asked for are finished or gone");
+        }
+        Ok(())
+    }
+
+    /// Tells the plan of a jobset before its first build.
+    fn introduce(&mut self, id: JobsetId) -> Result<(), DbError> {
+        if self.known_jobsets.contains(&id) {
+            return Ok(());
+        }
+        let since = unix_now() - i64::from(self.context.share_window_secs);
+        if let Some(jobset) = statements::jobset(&mut self.conn()?, id, since)? {
+            self.context.tell_plan(Event::Jobset {
+                id,
+                name: jobset.name.into(),
+                shares: jobset.shares,
+                history: jobset.history,
+            });
+        }
+        self.known_jobsets.insert(id);
+        Ok(())
+    }
+
+    fn conn(&self) -> Result<crate::db::pool::Conn, DbError> {
+        self.context.pool.get(Duration::from_secs(30))
+    }
+}
+
+/// The body of the listening thread: hands on what comes, connects again whenever the connection is lost, and
+/// holds the service's lock with the same session, so that losing one is losing the other.
+pub fn listen(context: &Context, first: Listener, monitor: &Sender<Message>) {
+    let mut listener = Some(first);
+    loop {
+        let Some(mut current) = listener.take().or_else(|| connect(context)) else { return };
+        if monitor.send(Message::Listening).is_err() {
+            return;
+        }
+        loop {
+            match current.next(Duration::from_millis(500)) {
+                Ok(Some(notice)) => {
+                    let message = Message::Notice { channel: notice.channel, payload: notice.payload };
+                    if monitor.send(message).is_err() {
+                        return;
+                    }
+                }
+                Ok(None) if context.is_stopping() => return,
+                Ok(None) => {}
+                Err(error) => {
+                    context.lock_lost();
+                    log::error!("the listening connection is lost: {error}; connecting again");
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// Connects, listens and takes the lock again, until it works or the process stops.
+fn connect(context: &Context) -> Option<Listener> {
+    let mut told = false;
+    while !context.is_stopping() {
+        match context.listen_and_lock() {
+            Ok(listener) => {
+                log::info!("listening on the database again");
+                return Some(listener);
+            }
+            Err(error) => {
+                if !told {
+                    log::error!("cannot listen on the database: {error}; trying again until it works");
+                    told = true;
+                }
+                std::thread::sleep(AWAY_PAUSE);
+            }
+        }
+    }
+    None
+}

@@ -1,0 +1,80 @@
+//! The runs under way and how to interrupt them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::model::RunId;
+use crate::sys::kill::KillSwitch;
+
+/// From the moment the plan starts a run until it has ended. A leaf lock: nothing is waited for under it.
+#[derive(Default)]
+pub struct Runs {
+    states: Mutex<HashMap<RunId, State>>,
+}
+
+enum State {
+    /// On its way to its slot; killed already or not.
+    Expected { killed: bool },
+    Armed(Arc<KillSwitch>),
+}
+
+impl Runs {
+    pub fn expect(&self, run: RunId) {
+        self.lock().insert(run, State::Expected { killed: false });
+    }
+
+    /// The slot has it: kills go to its switch, also one that came before.
+    pub fn arm(&self, run: RunId, kill: &Arc<KillSwitch>) {
+        let old = self.lock().insert(run, State::Armed(kill.clone()));
+        if matches!(old, Some(State::Expected { killed: true })) {
+            kill.throw();
+        }
+    }
+
+    /// No kill of this run can come any more; the switch is made ready for the next.
+    pub fn disarm(&self, run: RunId, kill: &KillSwitch) {
+        let mut states = self.lock();
+        states.remove(&run);
+        kill.reset();
+    }
+
+    pub fn forget(&self, run: RunId) {
+        self.lock().remove(&run);
+    }
+
+    /// Interrupts a run, if it is still there.
+    pub fn kill(&self, run: RunId) {
+        match self.lock().get_mut(&run) {
+            Some(State::Expected { killed }) => *killed = true,
+            Some(State::Armed(kill)) => kill.throw(),
+            None => {}
+        }
+    }
+
+    pub fn count(&self) -> usize {
+        self.lock().len()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<RunId, State>> {
+        self.states.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kill_before_the_slot_has_the_run_is_not_lost() {
+        let runs = Runs::default();
+        let kill = Arc::new(KillSwitch::new().expect("a switch"));
+        runs.expect(RunId(1));
+        runs.kill(RunId(1));
+        runs.arm(RunId(1), &kill);
+        assert!(kill.is_thrown());
+        runs.disarm(RunId(1), &kill);
+        assert!(!kill.is_thrown());
+        runs.kill(RunId(1));
+        assert!(!kill.is_thrown(), "a late kill does not reach the next run");
+    }
+}

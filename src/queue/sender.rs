@@ -1,0 +1,131 @@
+//! The sending thread of a machine: one at a time copies what is missing. Being that thread *is* the send lock.
+//!
+//! Which paths are missing is asked again when a step's turn comes, so that two steps which need the same
+//! path send it once. Waiting for the machine to substitute happens elsewhere.
+
+use std::collections::HashSet;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use crossbeam_channel::{unbounded, Receiver, RecvTimeoutError, Sender};
+
+use super::connection::{interrupted, Connection, Trouble};
+use super::machine::Machine;
+use crate::store::local::{LocalStore, PathMeta};
+use crate::sys::pipes::interruption;
+use crate::sys::thread;
+
+/// An unused sending thread leaves after this time.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+
+/// A closure to be sent over a build connection.
+pub struct SendJob {
+    pub connection: Connection,
+    /// What the machine did not have when it was last asked, references first.
+    pub paths: Vec<Arc<PathMeta>>,
+    /// Where the connection goes back to. Nobody listening: the run was ended.
+    pub reply: Sender<(Connection, Result<Sent, Trouble>)>,
+}
+
+/// What was sent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Sent {
+    pub paths: u64,
+    pub nar_bytes: u64,
+}
+
+/// The thread, started when it is needed.
+#[derive(Default)]
+pub struct SendThread {
+    jobs: Mutex<Option<Sender<SendJob>>>,
+}
+
+impl SendThread {
+    /// Queues a job; jobs are done in order.
+    ///
+    /// # Errors
+    /// When no thread can be started; the job's connection is closed then.
+    pub fn send(&self, machine: &Arc<Machine>, store: &Arc<LocalStore>, job: SendJob) -> Result<(), Trouble> {
+        // Jobs are queued under the lock, so that a thread which leaves for idleness cannot miss one.
+        let mut jobs = self.lock();
+        if jobs.is_none() {
+            // Holds at most one job a slot of the machine.
+            let (sender, receiver) = unbounded();
+            let (machine, store) = (machine.clone(), store.clone());
+            thread::spawn(format!("send-{}", machine.name), move || serve(&machine, &store, &receiver))
+                .map_err(|error| Trouble::Ours(format!("cannot start a sending thread: {error}")))?;
+            *jobs = Some(sender);
+        }
+        if let Some(jobs) = jobs.as_ref() {
+            // The receiver lives as long as `jobs` is there.
+            let _ = jobs.send(job);
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Sender<SendJob>>> {
+        self.jobs.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// The body of the thread.
+fn serve(machine: &Machine, store: &LocalStore, jobs: &Receiver<SendJob>) {
+    loop {
+        match jobs.recv_timeout(IDLE_MAX) {
+            Ok(SendJob { mut connection, paths, reply }) => {
+                let sent = send_missing(&mut connection, store, machine, &paths);
+                // Nobody listening: the connection closes here.
+                let _ = reply.send((connection, sent));
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                let mut own = machine.sender.lock();
+                if jobs.is_empty() {
+                    *own = None;
+                    return;
+                }
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+/// Asks again what is missing and copies that, references before referrers.
+fn send_missing(
+    connection: &mut Connection,
+    store: &LocalStore,
+    machine: &Machine,
+    paths: &[Arc<PathMeta>],
+) -> Result<Sent, Trouble> {
+    let deadlines = machine.deadlines();
+    connection.pipes.enter("asking which paths are still missing", deadlines.query);
+    let asked: Vec<&str> = paths.iter().map(|meta| &*meta.path).collect();
+    connection.count_temp_roots(asked.iter().copied());
+    let valid = match connection.client.query_valid_paths(&asked, true, false) {
+        Ok(valid) => valid.into_iter().collect::<HashSet<String>>(),
+        Err(error) => return Err(connection.trouble(&error, "asking which paths are missing")),
+    };
+    connection.pipes.enter("sending inputs", deadlines.send);
+    let mut sent = Sent::default();
+    for meta in paths.iter().filter(|meta| !valid.contains(&*meta.path)) {
+        let info = store.export_info(&meta.path).map_err(Trouble::Ours)?;
+        let mut failed_here = None;
+        let result = connection.client.add_to_store_nar_with(&info, |sink| {
+            store.dump(&meta.path, sink).inspect_err(|error| {
+                if interruption(error).is_none() && error.kind() != io::ErrorKind::BrokenPipe {
+                    failed_here = Some(format!("cannot read {}: {error}", meta.path));
+                }
+            })
+        });
+        if let Err(error) = result {
+            // Half a NAR has left: the connection is of no use any more, whoever is at fault.
+            return Err(match failed_here {
+                Some(message) if !error.is_eof() && interrupted(&error).is_none() => Trouble::Ours(message),
+                _ => connection.trouble(&error, &format!("sending {}", meta.path)),
+            });
+        }
+        sent.paths += 1;
+        sent.nar_bytes += info.nar_size;
+    }
+    Ok(sent)
+}

@@ -1,0 +1,639 @@
+//! One attempt of a step on a machine, from the derivation on disk to its outputs in the store.
+//!
+//! Owns the order of the phases and what each failure means; knows nothing of other steps.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{bounded, unbounded, Receiver, RecvTimeoutError, Sender};
+
+use super::connection::{Connection, Trouble};
+use super::machine::Machine;
+use super::sender::SendJob;
+use super::Context;
+use crate::db::writer::{Body, Entry, Message, StartAck, StartStep};
+use crate::model::{BuildOutput, BuildStatus, Phase, RunId, UnixSecs};
+use crate::nix::derivation::{Derivation, DerivationFacts};
+use crate::nix::products::{self, OutputScan};
+use crate::plan::action::Start;
+use crate::plan::event::{Event, Outcome, RunEnd};
+use crate::store::local::PathMeta;
+use crate::sys::child::plain_error;
+use crate::sys::clock::unix_now;
+use crate::sys::kill::KillSwitch;
+use crate::sys::pipes::{BuildLimits, ReplyWait};
+use crate::sys::thread;
+use crate::wire::serve::{BuildOptions, BuildResult, BuildStatus as NixStatus};
+
+/// An unused slot thread leaves after this time.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+/// A remote log is complete when nothing has come for this long after the reply.
+const REMOTE_LOG_SILENCE: Duration = Duration::from_millis(50);
+/// How long a step waits for a free query connection before it sends everything that is missing.
+const QUERY_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a waiting thread goes without looking at its kill switch.
+const KILL_CHECK: Duration = Duration::from_millis(200);
+
+/// The slot threads of a machine: as many as it has runs, kept a while for the next.
+#[derive(Default)]
+pub struct SlotThreads {
+    state: Mutex<SlotState>,
+}
+
+#[derive(Default)]
+struct SlotState {
+    /// Threads waiting for a run that has not been promised to them.
+    idle: usize,
+    spawned: u64,
+    queue: Option<(Sender<Start>, Receiver<Start>)>,
+}
+
+impl SlotThreads {
+    /// Gives a run to an idle thread or to a new one.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn start(&self, context: &Arc<Context>, machine: &Arc<Machine>, start: Start) -> io::Result<()> {
+        let mut state = self.lock();
+        // Holds at most one run for each idle thread.
+        let queue = state.queue.get_or_insert_with(unbounded).clone();
+        if state.idle > 0 {
+            state.idle -= 1;
+            let _ = queue.0.send(start);
+            return Ok(());
+        }
+        let name = format!("slot-{}-{}", machine.name, state.spawned + 1);
+        let (context, own) = (context.clone(), machine.clone());
+        thread::spawn(name, move || serve(&context, &own, &queue.1, start))?;
+        state.spawned += 1;
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, SlotState> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// The body of a slot thread.
+fn serve(context: &Arc<Context>, machine: &Arc<Machine>, queue: &Receiver<Start>, first: Start) {
+    let kill = match KillSwitch::new() {
+        Ok(kill) => Arc::new(kill),
+        Err(error) => {
+            let message = format!("cannot make a kill switch: {error}");
+            context.void_ticket(first.ticket);
+            context.end_run(first.run, ended(Outcome::OurFault { message: message.into() }, unix_now()));
+            return;
+        }
+    };
+    let mut next = Some(first);
+    loop {
+        if let Some(start) = next.take() {
+            attempt(context, machine, &kill, start);
+        }
+        machine.slots.lock().idle += 1;
+        next = match queue.recv_timeout(IDLE_MAX) {
+            Ok(start) => Some(start),
+            Err(_) => {
+                let mut state = machine.slots.lock();
+                match queue.try_recv() {
+                    Ok(start) => Some(start),
+                    Err(_) => {
+                        state.idle -= 1;
+                        return;
+                    }
+                }
+            }
+        };
+    }
+}
+
+/// Runs one attempt and reports its end, also after a panic.
+fn attempt(context: &Arc<Context>, machine: &Arc<Machine>, kill: &Arc<KillSwitch>, start: Start) {
+    let run = start.run;
+    let ticket = start.ticket;
+    context.runs.arm(run, kill);
+    let began = unix_now();
+    let mut attempt = Attempt {
+        context,
+        machine,
+        kill,
+        start,
+        began,
+        build_began: None,
+        announced: None,
+        overhead: Duration::ZERO,
+        has_log: false,
+    };
+    let end = catch_unwind(AssertUnwindSafe(|| attempt.run())).unwrap_or_else(|_| {
+        let message = "BUG: the slot panicked; the log of hydrad says where";
+        ended(Outcome::OurFault { message: message.into() }, began)
+    });
+    if attempt.announced.is_none() {
+        context.void_ticket(ticket);
+    }
+    context.runs.disarm(run, kill);
+    context.end_run(run, end);
+}
+
+fn ended(outcome: Outcome, start: UnixSecs) -> RunEnd {
+    RunEnd { outcome, start, stop: unix_now(), overhead_ms: 0, has_log: false }
+}
+
+/// Counters of what all slots did.
+#[derive(Default, Debug)]
+pub struct Traffic {
+    pub bytes_sent: AtomicU64,
+    pub bytes_received: AtomicU64,
+}
+
+struct Attempt<'a> {
+    context: &'a Arc<Context>,
+    machine: &'a Arc<Machine>,
+    kill: &'a Arc<KillSwitch>,
+    start: Start,
+    began: UnixSecs,
+    build_began: Option<UnixSecs>,
+    /// The busy row is on its way; tells when it is committed.
+    announced: Option<Receiver<StartAck>>,
+    overhead: Duration,
+    has_log: bool,
+}
+
+/// What the derivation says, as far as an attempt needs it.
+struct Work {
+    drv: Derivation,
+    /// Source inputs and the outputs wanted of the input derivations.
+    inputs: Vec<String>,
+    /// Name and path, ordered by name.
+    outputs: Vec<(String, String)>,
+}
+
+/// An attempt that ends without a result of the build.
+enum Stop {
+    Trouble(Trouble),
+    Outcome(Outcome),
+}
+
+impl From<Trouble> for Stop {
+    fn from(trouble: Trouble) -> Stop {
+        Stop::Trouble(trouble)
+    }
+}
+
+fn ours(message: impl Into<String>) -> Stop {
+    Stop::Trouble(Trouble::Ours(message.into()))
+}
+
+impl Attempt<'_> {
+    fn run(&mut self) -> RunEnd {
+        let result = self.build();
+        let outcome = match result {
+            Ok(outcome) | Err(Stop::Outcome(outcome)) => outcome,
+            Err(Stop::Trouble(Trouble::Killed)) => Outcome::Cancelled,
+            Err(Stop::Trouble(Trouble::Machine(message))) => Outcome::MachineFault { message: message.into() },
+            Err(Stop::Trouble(Trouble::Ours(message))) => Outcome::OurFault { message: message.into() },
+        };
+        // What a killed connection's builder still reported is nobody's result.
+        let outcome = if self.kill.is_thrown() && !matches!(outcome, Outcome::Built { .. }) {
+            Outcome::Cancelled
+        } else {
+            outcome
+        };
+        RunEnd {
+            outcome,
+            start: self.build_began.unwrap_or(self.began),
+            stop: unix_now(),
+            overhead_ms: u32::try_from(self.overhead.as_millis()).unwrap_or(u32::MAX),
+            has_log: self.has_log,
+        }
+    }
+
+    fn build(&mut self) -> Result<Outcome, Stop> {
+        let work = self.read_derivation()?;
+        self.announce(&work)?;
+        let mut connection = self.connect()?;
+        if !self.machine.line().is_localhost {
+            self.enter(Phase::SendingInputs);
+            let began = Instant::now();
+            connection = self.send_inputs(connection, &work.inputs)?;
+            self.overhead += began.elapsed();
+        }
+        self.wait_for_row()?;
+        let (wait, result) = self.request(&mut connection, &work)?;
+        match wait {
+            ReplyWait::Ready => {}
+            limit => return Ok(self.over_limit(connection, limit)),
+        }
+        let Some(result) = result else { return Err(ours("BUG: a reply without a result")) };
+        self.finish(connection, &work, result)
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.context.tell_plan(Event::RunPhase { run: self.start.run, phase });
+    }
+
+    /// Reads the derivation again: it is not kept in memory while its step waits.
+    fn read_derivation(&self) -> Result<Work, Stop> {
+        let store = &self.context.store;
+        let bytes = match store.read_drv(&self.start.drv) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Stop::Outcome(Outcome::Collected)),
+            Err(error) => return Err(ours(format!("cannot read {}: {}", self.start.drv, plain_error(&error)))),
+        };
+        let unusable = |message: String| {
+            Stop::Outcome(Outcome::Failed {
+                status: BuildStatus::Aborted,
+                message: message.into(),
+                can_cache: false,
+                times_built: 0,
+                non_deterministic: false,
+            })
+        };
+        let drv = Derivation::parse(&bytes).map_err(|error| unusable(format!("{}: {error}", self.start.drv)))?;
+        let mut outputs = Vec::with_capacity(drv.outputs.len());
+        for (name, output) in &drv.outputs {
+            match &output.path {
+                Some(path) => outputs.push((name.clone(), path.clone())),
+                None => {
+                    return Err(unusable(format!(
+                        "{}: content-addressed derivations cannot be built yet",
+                        self.start.drv
+                    )))
+                }
+            }
+        }
+        let mut inputs = drv.input_srcs.clone();
+        for (input, wanted) in &drv.input_drvs {
+            let bytes = store
+                .read_drv(input)
+                .map_err(|error| ours(format!("cannot read the input derivation {input}: {}", plain_error(&error))))?;
+            let facts = DerivationFacts::scan(&bytes).map_err(|error| unusable(format!("{input}: {error}")))?;
+            for name in wanted {
+                match facts.outputs.iter().find(|output| output.name == name.as_bytes()).and_then(|o| o.path) {
+                    Some(path) => inputs.push(String::from_utf8_lossy(path).into_owned()),
+                    None => return Err(unusable(format!("{input} has no output '{name}' with a known path"))),
+                }
+            }
+        }
+        inputs.sort_unstable();
+        inputs.dedup();
+        Ok(Work { drv, inputs, outputs })
+    }
+
+    /// Sends the busy row to the writer; it must be committed before the build request is sent.
+    fn announce(&mut self, work: &Work) -> Result<(), Stop> {
+        let (done, committed) = bounded(1);
+        let row = StartStep {
+            run: self.start.run,
+            build: self.start.primary,
+            drv: self.start.drv.to_string(),
+            system: work.drv.platform.clone(),
+            machine: self.machine.name.clone(),
+            outputs: work.outputs.iter().map(|(name, path)| (name.clone(), Some(path.clone()))).collect(),
+            announce: std::mem::take(&mut self.start.announce),
+            start: self.began,
+            done,
+            stepnr: None,
+        };
+        let entry = Entry { ticket: self.start.ticket, body: Body::StartStep(row) };
+        self.context.writer.send(Message::Write(entry)).map_err(|_| ours("the writer has left"))?;
+        self.announced = Some(committed);
+        Ok(())
+    }
+
+    fn wait_for_row(&self) -> Result<(), Stop> {
+        let Some(committed) = &self.announced else { return Err(ours("BUG: no row is on its way")) };
+        loop {
+            match committed.recv_timeout(KILL_CHECK) {
+                Ok(StartAck::Written) => return Ok(()),
+                Ok(StartAck::BuildGone) => return Err(Stop::Outcome(Outcome::Cancelled)),
+                Err(RecvTimeoutError::Timeout) if self.kill.is_thrown() => return Err(Trouble::Killed.into()),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Err(ours("the writer has left")),
+            }
+        }
+    }
+
+    fn connect(&self) -> Result<Connection, Stop> {
+        if !self.machine.has_idle_connection() {
+            self.enter(Phase::Connecting);
+        }
+        Ok(self.machine.build_connection(self.kill)?)
+    }
+
+    /// Brings the closure of the inputs to the machine: what it has, what it can substitute, then what is left.
+    fn send_inputs(&self, mut connection: Connection, inputs: &[String]) -> Result<Connection, Stop> {
+        let closure = self.context.store.closure(inputs).map_err(ours)?;
+        let paths: Vec<&str> = closure.iter().map(|meta| &*meta.path).collect();
+        let deadlines = self.machine.deadlines();
+        connection.pipes.enter("asking which inputs it has", deadlines.query);
+        connection.count_temp_roots(paths.iter().copied());
+        let valid = match connection.client.query_valid_paths(&paths, true, false) {
+            Ok(valid) => valid,
+            Err(error) => return Err(connection.trouble(&error, "asking which inputs it has").into()),
+        };
+        let mut missing = without(&closure, valid);
+        if missing.is_empty() {
+            return Ok(connection);
+        }
+        missing = self.substitute(missing)?;
+        if missing.is_empty() {
+            return Ok(connection);
+        }
+        self.send(connection, missing)
+    }
+
+    /// Lets the machine substitute what it can, over a query connection and without the send lock. Whatever goes
+    /// wrong here costs only that the paths are sent.
+    fn substitute(&self, missing: Vec<Arc<PathMeta>>) -> Result<Vec<Arc<PathMeta>>, Stop> {
+        let until = Instant::now() + QUERY_PATIENCE;
+        let (mut query, _token) = match self.machine.query_connection(self.kill, until) {
+            Ok(Some(query)) => query,
+            Ok(None) => {
+                log::info!("'{}' is busy substituting for other steps; sending {} paths instead", self.machine.name,
+                    missing.len());
+                return Ok(missing);
+            }
+            Err(trouble) => return Err(trouble.into()),
+        };
+        let paths: Vec<&str> = missing.iter().map(|meta| &*meta.path).collect();
+        query.pipes.enter("substituting inputs", self.machine.deadlines().substitute);
+        query.count_temp_roots(paths.iter().copied());
+        match query.client.query_valid_paths(&paths, true, true) {
+            Ok(valid) => {
+                self.machine.give_back_query(query);
+                Ok(without(&missing, valid))
+            }
+            Err(error) => match query.trouble(&error, "substituting inputs") {
+                Trouble::Killed => Err(Trouble::Killed.into()),
+                Trouble::Machine(message) | Trouble::Ours(message) => {
+                    log::warn!("{message}; sending {} paths instead", missing.len());
+                    Ok(missing)
+                }
+            },
+        }
+    }
+
+    fn send(&self, connection: Connection, paths: Vec<Arc<PathMeta>>) -> Result<Connection, Stop> {
+        let (reply, answer) = bounded(1);
+        self.machine.sender.send(self.machine, &self.context.store, SendJob { connection, paths, reply })?;
+        loop {
+            match answer.recv_timeout(KILL_CHECK) {
+                Ok((connection, Ok(sent))) => {
+                    self.context.traffic.bytes_sent.fetch_add(sent.nar_bytes, Ordering::Relaxed);
+                    return Ok(connection);
+                }
+                Ok((_, Err(trouble))) => return Err(trouble.into()),
+                // The sending thread finds nobody listening and closes the connection when its turn comes.
+                Err(RecvTimeoutError::Timeout) if self.kill.is_thrown() => return Err(Trouble::Killed.into()),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Err(ours("BUG: the sending thread panicked")),
+            }
+        }
+    }
+
+    /// Sends the build request and waits for the reply, under the build's limits, writing the log.
+    fn request(
+        &mut self,
+        connection: &mut Connection,
+        work: &Work,
+    ) -> Result<(ReplyWait, Option<BuildResult>), Stop> {
+        let context = self.context;
+        let log = context
+            .logs
+            .begin(&self.start.drv)
+            .map_err(|error| ours(format!("cannot write the log of {}: {}", self.start.drv, plain_error(&error))))?;
+        let max_log_size = context.limits().max_log_size;
+        connection.pipes.start_log(log, max_log_size);
+        self.has_log = true;
+        let options = BuildOptions {
+            max_silent_secs: u64::from(self.start.max_silent_secs),
+            timeout_secs: u64::from(self.start.timeout_secs),
+            max_log_size,
+            repeats: 0,
+            enforce_determinism: false,
+            keep_failed: false,
+        };
+        self.build_began = Some(unix_now());
+        self.enter(Phase::Building);
+        connection.pipes.enter("sending the build request", self.machine.deadlines().query);
+        if let Err(error) =
+            connection.client.build_derivation_start(&self.start.drv, &work.drv, &work.inputs, &options)
+        {
+            return Err(connection.trouble(&error, "sending the build request").into());
+        }
+        // The machine's own limits come first where they work; ours end what they do not.
+        let limit = |secs: u32| (secs > 0).then(|| Duration::from_secs(u64::from(secs)) + LIMIT_MARGIN);
+        let limits = BuildLimits {
+            total: limit(self.start.timeout_secs),
+            silence: limit(self.start.max_silent_secs),
+            log_bytes_max: max_log_size,
+        };
+        let wait = connection.pipes.wait_for_reply(connection.client.get_ref(), &limits);
+        match wait {
+            Ok(ReplyWait::Ready) => {}
+            Ok(limit) => return Ok((limit, None)),
+            Err(_) if self.kill.is_thrown() => return Err(Trouble::Killed.into()),
+            Err(error) => return Err(ours(format!("cannot wait for a reply: {error}"))),
+        }
+        connection.pipes.enter("reading the build's result", self.machine.deadlines().query);
+        match connection.client.build_derivation_finish() {
+            Ok(result) => Ok((ReplyWait::Ready, Some(result))),
+            Err(error) => Err(connection.trouble(&error, "building").into()),
+        }
+    }
+
+    /// The build went over a limit: its connection is closed, which ends it.
+    fn over_limit(&self, connection: Connection, limit: ReplyWait) -> Outcome {
+        let _ = connection.pipes.end_log(None);
+        drop(connection);
+        let (status, message) = match limit {
+            ReplyWait::LogLimit => (
+                BuildStatus::LogLimitExceeded,
+                format!("the log went over its limit of {} bytes", self.context.limits().max_log_size),
+            ),
+            ReplyWait::Silent => {
+                (BuildStatus::TimedOut, format!("no output for {} seconds", self.start.max_silent_secs))
+            }
+            _ => (BuildStatus::TimedOut, format!("still running after {} seconds", self.start.timeout_secs)),
+        };
+        failed(status, message, false)
+    }
+
+    fn finish(&mut self, mut connection: Connection, work: &Work, result: BuildResult) -> Result<Outcome, Stop> {
+        if result.start > 0 {
+            self.build_began = Some(result.start as UnixSecs);
+        }
+        let cached = match result.status {
+            NixStatus::Built => false,
+            NixStatus::Substituted | NixStatus::AlreadyValid | NixStatus::ResolvesToAlreadyValid => true,
+            status => {
+                self.end_log(&connection)?;
+                self.machine.give_back(connection);
+                return self.failure(work, status, &result);
+            }
+        };
+        let began = Instant::now();
+        let output = self.fetch(&mut connection, work)?;
+        self.overhead += began.elapsed();
+        self.end_log(&connection)?;
+        self.machine.give_back(connection);
+        let output = match output {
+            Ok(output) => output,
+            Err(outcome) => return Ok(outcome),
+        };
+        if cached {
+            self.context.logs.discard(&self.start.drv);
+            self.has_log = false;
+            log::info!("outputs of '{}' substituted or already valid on '{}'", self.start.drv, self.machine.name);
+        }
+        for (_, path) in &work.outputs {
+            self.context
+                .roots
+                .add(path)
+                .map_err(|error| ours(format!("cannot register a GC root for {path}: {}", plain_error(&error))))?;
+        }
+        Ok(Outcome::Built {
+            output: Arc::new(output),
+            cached,
+            times_built: u32::try_from(result.times_built).unwrap_or(u32::MAX),
+            non_deterministic: result.non_deterministic,
+        })
+    }
+
+    fn end_log(&self, connection: &Connection) -> Result<(), Stop> {
+        let silence = (!self.machine.line().is_localhost).then_some(REMOTE_LOG_SILENCE);
+        match connection.pipes.end_log(silence) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(ours(format!("cannot write the log of {}: {}", self.start.drv, plain_error(&error)))),
+        }
+    }
+
+    /// What Nix's failures mean.
+    fn failure(&self, work: &Work, status: NixStatus, result: &BuildResult) -> Result<Outcome, Stop> {
+        let message = result.message.clone();
+        let non_deterministic = result.non_deterministic;
+        let times_built = u32::try_from(result.times_built).unwrap_or(u32::MAX);
+        let own = |status: BuildStatus, can_cache: bool| Outcome::Failed {
+            status,
+            message: message.clone().into(),
+            can_cache,
+            times_built,
+            non_deterministic,
+        };
+        Ok(match status {
+            NixStatus::PermanentFailure | NixStatus::InputRejected | NixStatus::OutputRejected => {
+                own(BuildStatus::Failed, true)
+            }
+            NixStatus::NotDeterministic => own(BuildStatus::NotDeterministic, true),
+            NixStatus::TimedOut => own(BuildStatus::TimedOut, false),
+            NixStatus::LogLimitExceeded => own(BuildStatus::LogLimitExceeded, false),
+            NixStatus::TransientFailure => {
+                Outcome::Transient { status: BuildStatus::Failed, message: message.into() }
+            }
+            NixStatus::MiscFailure => {
+                if let Some(path) = self.collected_input(work)? {
+                    return Err(ours(format!("the input {path} is not in the local store any more")));
+                }
+                Outcome::Transient { status: BuildStatus::Aborted, message: message.into() }
+            }
+            _ => own(BuildStatus::Aborted, false),
+        })
+    }
+
+    /// An input that was collected between its own build and this one.
+    fn collected_input(&self, work: &Work) -> Result<Option<String>, Stop> {
+        let valid: HashSet<String> = self.context.store.valid_paths(&work.inputs).map_err(ours)?;
+        Ok(work.inputs.iter().find(|path| !valid.contains(*path)).cloned())
+    }
+
+    /// Brings the outputs into the destination store and describes them. The inner error is a failure of the build.
+    fn fetch(&self, connection: &mut Connection, work: &Work) -> Result<Result<BuildOutput, Outcome>, Stop> {
+        let store = &self.context.store;
+        let paths: Vec<&str> = work.outputs.iter().map(|(_, path)| path.as_str()).collect();
+        let deadlines = *self.machine.deadlines();
+        connection.pipes.enter("asking for the outputs", deadlines.query);
+        let infos = match connection.client.query_path_infos(&paths) {
+            Ok(infos) => infos,
+            Err(error) => return Err(connection.trouble(&error, "asking for the outputs").into()),
+        };
+        if let Some(missing) = paths.iter().find(|path| !infos.iter().any(|info| info.path == **path)) {
+            let message = format!("'{}' says that it built {missing}, but does not have it", self.machine.name);
+            return Err(Trouble::Machine(message).into());
+        }
+        let size: u64 = infos.iter().map(|info| info.nar_size).sum();
+        let size_max = self.context.limits().max_output_size;
+        if size_max > 0 && size > size_max {
+            let message = format!("the outputs have {size} bytes, more than the limit of {size_max}");
+            return Ok(Err(failed(BuildStatus::NarSizeLimitExceeded, message, false)));
+        }
+        let mut scans = HashMap::new();
+        if self.machine.line().is_localhost {
+            for info in &infos {
+                let scan = store.scan(&info.path).map_err(ours)?;
+                scans.insert(info.path.clone(), scan);
+            }
+        } else {
+            self.enter(Phase::ReceivingOutputs);
+            connection.pipes.enter("receiving outputs", deadlines.receive);
+            for info in references_first(&infos) {
+                let scan = store.receive(connection, info)?;
+                self.context.traffic.bytes_received.fetch_add(info.nar_size, Ordering::Relaxed);
+                scans.insert(info.path.clone(), scan);
+            }
+        }
+        for info in &infos {
+            store.learn(&info.path, &info.references, info.nar_size);
+        }
+        let closure_size = store.closure_size(&paths).map_err(ours)?;
+        let outputs: Vec<OutputScan> = work
+            .outputs
+            .iter()
+            .filter_map(|(name, path)| {
+                let info = infos.iter().find(|info| info.path == *path)?;
+                let scan = scans.remove(path)?;
+                Some(OutputScan { name: name.clone(), path: path.clone(), nar_size: info.nar_size, scan })
+            })
+            .collect();
+        Ok(Ok(products::build_output(&outputs, closure_size, store.dir())))
+    }
+}
+
+/// The machine's own limits get this much time to work before ours do.
+const LIMIT_MARGIN: Duration = Duration::from_secs(1);
+
+fn failed(status: BuildStatus, message: String, can_cache: bool) -> Outcome {
+    Outcome::Failed { status, message: message.into(), can_cache, times_built: 0, non_deterministic: false }
+}
+
+/// The paths that are not among the valid ones, in the same order.
+fn without(paths: &[Arc<PathMeta>], valid: Vec<String>) -> Vec<Arc<PathMeta>> {
+    let valid: HashSet<String> = valid.into_iter().collect();
+    paths.iter().filter(|meta| !valid.contains(&*meta.path)).cloned().collect()
+}
+
+/// The outputs of one derivation, each after those it refers to. (A cycle among them cannot exist.)
+fn references_first(infos: &[crate::wire::serve::ServePathInfo]) -> Vec<&crate::wire::serve::ServePathInfo> {
+    let mut left: Vec<_> = infos.iter().collect();
+    let mut ordered = Vec::with_capacity(left.len());
+    while !left.is_empty() {
+        let free = left
+            .iter()
+            .position(|info| {
+                !left.iter().any(|other| other.path != info.path && info.references.contains(&other.path))
+            })
+            .unwrap_or(0);
+        ordered.push(left.swap_remove(free));
+    }
+    ordered
+}
+
+impl Context {
+    fn end_run(&self, run: crate::model::RunId, end: RunEnd) {
+        self.tell_plan(Event::RunEnded { run, end });
+    }
+}

@@ -1,0 +1,429 @@
+//! The local store: files read from disk, everything else asked of Nix over the worker protocol.
+//!
+//! `nix-daemon --stdio` opens the store itself where it may and leads to the daemon elsewhere; the daemon's
+//! socket is a shortcut. Knows nothing of machines; takes the bytes of outputs from whoever has them.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{bounded, Receiver, Sender};
+
+use crate::model::UnixSecs;
+use crate::nix::nar;
+use crate::nix::products::{self, MemberScan};
+use crate::nix::store_path::StoreDir;
+use crate::sys::child::{self, plain_error, PipedChild};
+use crate::sys::kill::KillSwitch;
+use crate::sys::pipes::{self, PipeReader, PipeWriter, Pipes};
+use crate::wire::worker::WorkerClient;
+use crate::wire::{Error as WireError, ValidPathInfo};
+
+/// Conversations with the daemon at once.
+const DAEMONS_MAX: usize = 8;
+/// A conversation is not kept longer: the daemon's temporary roots of it would keep garbage alive.
+const DAEMON_AGE_MAX: Duration = Duration::from_secs(600);
+/// How long the daemon may stand still while answering.
+const DAEMON_IDLE_MAX: Duration = Duration::from_secs(600);
+/// Path infos in each of the two generations of the cache.
+const CACHE_GENERATION: usize = 50_000;
+/// A derivation file at most, bytes.
+const DRV_BYTES_MAX: u64 = 64 << 20;
+
+/// What a closure and its size need to know of a path.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PathMeta {
+    pub path: Arc<str>,
+    pub references: Box<[Arc<str>]>,
+    pub nar_size: u64,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Way {
+    Stdio,
+    Socket(PathBuf),
+}
+
+pub struct LocalStore {
+    dir: StoreDir,
+    way: Way,
+    idle: Mutex<Vec<Daemon>>,
+    permits: (Sender<()>, Receiver<()>),
+    cache: Mutex<Cache>,
+}
+
+/// Two generations: what was asked for since the last turn-over survives the next.
+#[derive(Default)]
+struct Cache {
+    young: HashMap<Arc<str>, Arc<PathMeta>>,
+    old: HashMap<Arc<str>, Arc<PathMeta>>,
+}
+
+struct Daemon {
+    client: WorkerClient<PipeReader, PipeWriter>,
+    pipes: Arc<Pipes>,
+    child: Option<PipedChild>,
+    opened: Instant,
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.client.get_mut().1.close();
+        if let Some(child) = &mut self.child {
+            child.end(Duration::from_secs(5));
+        }
+    }
+}
+
+impl LocalStore {
+    /// Finds the store as Nix's own programs would, from `NIX_STORE_DIR`, `NIX_STATE_DIR`, `NIX_REMOTE` and
+    /// `NIX_DAEMON_SOCKET_PATH`. Opens nothing yet.
+    pub fn from_env(env: &dyn Fn(&str) -> Option<String>) -> LocalStore {
+        let filled = |name: &str| env(name).filter(|value| !value.is_empty());
+        let dir = filled("NIX_STORE_DIR").unwrap_or_else(|| "/nix/store".into());
+        let state = filled("NIX_STATE_DIR").unwrap_or_else(|| "/nix/var/nix".into());
+        let socket = filled("NIX_DAEMON_SOCKET_PATH").map_or_else(
+            || Path::new(&state).join("daemon-socket/socket"),
+            PathBuf::from,
+        );
+        let way = match filled("NIX_REMOTE").as_deref() {
+            Some("daemon") => Way::Socket(socket),
+            Some(remote) if remote.starts_with("unix://") => {
+                Way::Socket(remote["unix://".len()..].split('?').next().unwrap_or_default().into())
+            }
+            None | Some("auto") if !is_writable(Path::new(&state)) && socket.exists() => Way::Socket(socket),
+            _ => Way::Stdio,
+        };
+        let permits = bounded(DAEMONS_MAX);
+        for _ in 0..DAEMONS_MAX {
+            let _ = permits.0.send(());
+        }
+        LocalStore { dir: StoreDir(dir), way, idle: Mutex::default(), permits, cache: Mutex::default() }
+    }
+
+    pub fn dir(&self) -> &StoreDir {
+        &self.dir
+    }
+
+    /// How the store is reached, for messages.
+    pub fn describe(&self) -> String {
+        match &self.way {
+            Way::Stdio => format!("{} through nix-daemon --stdio", self.dir.0),
+            Way::Socket(path) => format!("{} through the daemon at {}", self.dir.0, path.display()),
+        }
+    }
+
+    /// The text of a derivation.
+    ///
+    /// # Errors
+    /// `NotFound` when it was collected; any other as the system says.
+    pub fn read_drv(&self, path: &str) -> io::Result<Vec<u8>> {
+        let file = fs::File::open(path)?;
+        let mut bytes = Vec::with_capacity(usize::try_from(file.metadata()?.len().min(DRV_BYTES_MAX)).unwrap_or(0) + 1);
+        file.take(DRV_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > DRV_BYTES_MAX {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "larger than 64 MB"));
+        }
+        Ok(bytes)
+    }
+
+    /// Which of these paths are valid. What is not on disk is not asked for.
+    ///
+    /// # Errors
+    /// A message naming what could not be asked.
+    pub fn valid_paths<S: AsRef<str>>(&self, paths: &[S]) -> Result<HashSet<String>, String> {
+        let there: Vec<&str> =
+            paths.iter().map(AsRef::as_ref).filter(|path| fs::symlink_metadata(path).is_ok()).collect();
+        if there.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let valid = self.ask("asking which paths are valid", |client| client.query_valid_paths(&there, false))?;
+        Ok(valid.into_iter().collect())
+    }
+
+    /// The registration of a valid path, `None` if it is not valid.
+    ///
+    /// # Errors
+    /// As [`LocalStore::valid_paths`].
+    pub fn query(&self, path: &str) -> Result<Option<ValidPathInfo>, String> {
+        self.ask("asking for a path", |client| client.query_path_info(path))
+    }
+
+    /// When a valid path was registered.
+    ///
+    /// # Errors
+    /// As [`LocalStore::valid_paths`].
+    pub fn registration_time(&self, path: &str) -> Result<Option<UnixSecs>, String> {
+        Ok(self.query(path)?.map(|info| info.registration_time as UnixSecs))
+    }
+
+    /// What must be said of a path to send it.
+    ///
+    /// # Errors
+    /// A message; also when the path is not valid any more.
+    pub fn export_info(&self, path: &str) -> Result<ValidPathInfo, String> {
+        self.query(path)?.ok_or_else(|| format!("{path} is not in the local store any more"))
+    }
+
+    /// Writes the NAR of a path, read from disk.
+    ///
+    /// # Errors
+    /// Of reading or of the sink.
+    pub fn dump(&self, path: &str, sink: &mut dyn Write) -> io::Result<()> {
+        nar::dump_path(Path::new(path), &mut { sink })
+    }
+
+    /// The closure of these paths, references before referrers.
+    ///
+    /// # Errors
+    /// A message; also when a path is not valid.
+    pub fn closure<S: AsRef<str>>(&self, paths: &[S]) -> Result<Vec<Arc<PathMeta>>, String> {
+        let mut ordered = Vec::new();
+        let mut seen: HashSet<Arc<str>> = HashSet::new();
+        // Depth first without recursion: a path is put out once all it refers to is.
+        let mut stack: Vec<(Arc<PathMeta>, usize)> = Vec::new();
+        for path in paths {
+            if seen.contains(path.as_ref()) {
+                continue;
+            }
+            let meta = self.meta(path.as_ref())?;
+            seen.insert(meta.path.clone());
+            stack.push((meta, 0));
+            while let Some((meta, next)) = stack.last_mut() {
+                match meta.references.get(*next) {
+                    Some(reference) => {
+                        *next += 1;
+                        let reference = reference.clone();
+                        if seen.insert(reference.clone()) {
+                            let meta = self.meta(&reference)?;
+                            stack.push((meta, 0));
+                        }
+                    }
+                    None => ordered.extend(stack.pop().map(|(meta, _)| meta)),
+                }
+            }
+        }
+        Ok(ordered)
+    }
+
+    /// Sum of the NAR sizes of a closure, bytes.
+    ///
+    /// # Errors
+    /// As [`LocalStore::closure`].
+    pub fn closure_size<S: AsRef<str>>(&self, paths: &[S]) -> Result<u64, String> {
+        Ok(self.closure(paths)?.iter().map(|meta| meta.nar_size).sum())
+    }
+
+    /// Remembers what a machine said of a path that is now valid here.
+    pub fn learn(&self, path: &str, references: &[String], nar_size: u64) {
+        let meta = PathMeta {
+            path: path.into(),
+            references: references.iter().map(|reference| reference.as_str().into()).collect(),
+            nar_size,
+        };
+        self.lock_cache().insert(Arc::new(meta));
+    }
+
+    fn meta(&self, path: &str) -> Result<Arc<PathMeta>, String> {
+        if let Some(meta) = self.lock_cache().get(path) {
+            return Ok(meta);
+        }
+        let info = self.export_info(path)?;
+        let meta = Arc::new(PathMeta {
+            path: path.into(),
+            references: info.references.iter().map(|reference| reference.as_str().into()).collect(),
+            nar_size: info.nar_size,
+        });
+        self.lock_cache().insert(meta.clone());
+        Ok(meta)
+    }
+
+    /// Looks for products in a valid path on disk.
+    ///
+    /// # Errors
+    /// A message naming the path.
+    pub fn scan(&self, path: &str) -> Result<MemberScan, String> {
+        products::scan_path(Path::new(path)).map_err(|error| format!("cannot look for products in {path}: {error}"))
+    }
+
+    /// Registers a path from the bytes of its NAR, checked against `info`.
+    ///
+    /// # Errors
+    /// [`ImportError`] tells whose fault it is.
+    pub fn import(&self, info: &ValidPathInfo, nar: &mut dyn Read) -> Result<(), ImportError> {
+        // The two sides fail differently: what the source said is kept apart from what the store says.
+        let mut source = WatchedSource { inner: nar, failed: None };
+        let result = self.ask("registering an output", |client| {
+            client.add_to_store_nar(info, false, true, &mut source)
+        });
+        match (result, source.failed) {
+            (Ok(()), _) => Ok(()),
+            (Err(_), Some(error)) => Err(ImportError::Source(error)),
+            (Err(message), None) => Err(ImportError::Store(message)),
+        }
+    }
+
+    fn lock_cache(&self) -> MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// One question to the daemon over a kept or new conversation. A kept one may have ended meanwhile: then once
+    /// more over a new one, unless something was already taken from outside (imports take care of themselves:
+    /// their first bytes go out only after the daemon has been heard).
+    fn ask<T>(
+        &self,
+        doing: &'static str,
+        mut question: impl FnMut(&mut WorkerClient<PipeReader, PipeWriter>) -> Result<T, WireError>,
+    ) -> Result<T, String> {
+        let _permit = self.permit();
+        let mut daemon = self.daemon()?;
+        daemon.pipes.enter(doing, DAEMON_IDLE_MAX);
+        match question(&mut daemon.client) {
+            Ok(answer) => {
+                self.keep(daemon);
+                Ok(answer)
+            }
+            Err(error) => {
+                let words = daemon.pipes.stderr_tail();
+                if daemon.client.is_usable() {
+                    self.keep(daemon);
+                }
+                let said = if words.is_empty() { String::new() } else { format!("; it said: {words}") };
+                Err(format!("the local store, {doing}: {error}{said}"))
+            }
+        }
+    }
+
+    fn permit(&self) -> Permit<'_> {
+        // Every holder is bounded by DAEMON_IDLE_MAX, so this wait is too.
+        let _ = self.permits.1.recv();
+        Permit(&self.permits.0)
+    }
+
+    fn keep(&self, daemon: Daemon) {
+        if daemon.opened.elapsed() < DAEMON_AGE_MAX {
+            self.lock_idle().push(daemon);
+        }
+    }
+
+    fn lock_idle(&self) -> MutexGuard<'_, Vec<Daemon>> {
+        self.idle.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn daemon(&self) -> Result<Daemon, String> {
+        loop {
+            let Some(daemon) = self.lock_idle().pop() else { return self.open() };
+            // One that has something to say unasked has ended.
+            if daemon.opened.elapsed() < DAEMON_AGE_MAX && !daemon.client.get_ref().is_ready() {
+                return Ok(daemon);
+            }
+        }
+    }
+
+    fn open(&self) -> Result<Daemon, String> {
+        let kill = Arc::new(KillSwitch::new().map_err(|error| format!("cannot make a kill switch: {error}"))?);
+        let (stdin, stdout, stderr, child) = match &self.way {
+            Way::Stdio => {
+                let (child, ends) = child::spawn(Command::new("nix-daemon").arg("--stdio"))
+                    .map_err(|error| format!("cannot start nix-daemon: {}", plain_error(&error)))?;
+                (ends.stdin, ends.stdout, Some(ends.stderr), Some(child))
+            }
+            Way::Socket(path) => {
+                let cannot = |error: io::Error| {
+                    format!("cannot connect to the Nix daemon at {}: {}", path.display(), plain_error(&error))
+                };
+                let stream = UnixStream::connect(path).map_err(cannot)?;
+                let reader = stream.try_clone().map_err(cannot)?;
+                (OwnedFd::from(stream), OwnedFd::from(reader), None, None)
+            }
+        };
+        let (reader, writer, pipes) =
+            pipes::open(stdin, stdout, stderr, kill).map_err(|error| format!("cannot set up pipes: {error}"))?;
+        pipes.enter("waiting for its greeting", Duration::from_secs(60));
+        match WorkerClient::handshake(reader, writer) {
+            Ok(client) => Ok(Daemon { client, pipes, child, opened: Instant::now() }),
+            Err(error) => {
+                pipes.drain_to_end(Duration::from_secs(1));
+                let words = pipes.stderr_tail();
+                let why = if words.is_empty() { error.to_string() } else { words };
+                Err(format!("cannot open {}: {why}", self.describe()))
+            }
+        }
+    }
+
+    /// Closes conversations that were kept too long.
+    pub fn close_stale(&self) {
+        let stale: Vec<Daemon> = {
+            let mut idle = self.lock_idle();
+            let all = std::mem::take(&mut *idle);
+            let (stale, kept) = all.into_iter().partition(|daemon| daemon.opened.elapsed() >= DAEMON_AGE_MAX);
+            *idle = kept;
+            stale
+        };
+        drop(stale);
+    }
+}
+
+/// Why a path could not be registered.
+#[derive(Debug)]
+pub enum ImportError {
+    /// Where the bytes came from.
+    Source(io::Error),
+    /// The local store, in its words.
+    Store(String),
+}
+
+struct Permit<'a>(&'a Sender<()>);
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.send(());
+    }
+}
+
+/// Remembers that the source failed.
+struct WatchedSource<'a> {
+    inner: &'a mut dyn Read,
+    failed: Option<io::Error>,
+}
+
+impl Read for WatchedSource<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.inner.read(buffer).inspect_err(|error| {
+            if error.kind() != io::ErrorKind::Interrupted {
+                self.failed = Some(io::Error::new(error.kind(), error.to_string()));
+            }
+        })
+    }
+}
+
+impl Cache {
+    fn get(&mut self, path: &str) -> Option<Arc<PathMeta>> {
+        if let Some(meta) = self.young.get(path) {
+            return Some(meta.clone());
+        }
+        let meta = self.old.get(path)?.clone();
+        self.insert(meta.clone());
+        Some(meta)
+    }
+
+    fn insert(&mut self, meta: Arc<PathMeta>) {
+        if self.young.len() >= CACHE_GENERATION {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(meta.path.clone(), meta);
+    }
+}
+
+fn is_writable(path: &Path) -> bool {
+    use std::os::unix::ffi::OsStrExt;
+    let Ok(path) = std::ffi::CString::new(path.as_os_str().as_bytes()) else { return false };
+    // SAFETY: the string is terminated and lives through the call.
+    unsafe { libc::access(path.as_ptr(), libc::W_OK) == 0 }
+}

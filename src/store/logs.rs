@@ -1,0 +1,190 @@
+//! Build logs on disk: `build-logs/XX/REST.drv` for the current or final attempt of a derivation, and
+//! `REST.drv.attempt-N` for the earlier ones (possibly compressed by whoever compresses logs).
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use crate::model::RunId;
+
+/// Endings a log may have got after it was written.
+const COMPRESSED: [&str; 2] = [".bz2", ".zst"];
+/// Runs whose moved log is remembered, so that a repeated transaction names the same file.
+const KEPT_MAX: usize = 4_096;
+
+#[derive(Debug)]
+pub struct LogStore {
+    dir: PathBuf,
+    kept: Mutex<HashMap<RunId, PathBuf>>,
+}
+
+impl LogStore {
+    /// `data_dir` is HYDRA_DATA.
+    ///
+    /// # Errors
+    /// When the folder cannot be made.
+    pub fn open(data_dir: &Path) -> io::Result<LogStore> {
+        let dir = data_dir.join("build-logs");
+        fs::create_dir_all(&dir)?;
+        Ok(LogStore { dir, kept: Mutex::new(HashMap::new()) })
+    }
+
+    /// Where the log of the current attempt is, or would be.
+    pub fn path(&self, drv: &str) -> PathBuf {
+        let base = drv.rsplit('/').next().unwrap_or(drv);
+        let cut = base.char_indices().nth(2).map_or(base.len(), |(at, _)| at);
+        self.dir.join(&base[..cut]).join(&base[cut..])
+    }
+
+    /// Opens an empty log for a new attempt; what is there from earlier ones is moved aside.
+    ///
+    /// # Errors
+    /// When the disk does not let us.
+    pub fn begin(&self, drv: &str) -> io::Result<File> {
+        let path = self.path(drv);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        self.move_aside(&path)?;
+        OpenOptions::new().write(true).create(true).truncate(true).open(&path)
+    }
+
+    /// Removes the log of an attempt that built nothing.
+    pub fn discard(&self, drv: &str) {
+        if let Err(error) = fs::remove_file(self.path(drv)) {
+            if error.kind() != io::ErrorKind::NotFound {
+                log::warn!("cannot remove the log of {drv}: {error}");
+            }
+        }
+    }
+
+    /// Moves the log of a run aside, since another attempt follows, and says where to. Asked again for the same
+    /// run, gives the same answer.
+    pub fn keep(&self, run: RunId, drv: &str) -> PathBuf {
+        let mut kept = self.kept.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(path) = kept.get(&run) {
+            return path.clone();
+        }
+        let plain = self.path(drv);
+        let path = match self.move_aside(&plain) {
+            Ok(Some(path)) => path,
+            Ok(None) => plain,
+            Err(error) => {
+                log::warn!("cannot keep the log of an earlier attempt of {drv}: {error}");
+                plain
+            }
+        };
+        if kept.len() >= KEPT_MAX {
+            kept.clear();
+        }
+        kept.insert(run, path.clone());
+        path
+    }
+
+    /// The logs of a derivation: attempt number and path, the current one last with the highest number.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn attempts(&self, drv: &str) -> io::Result<Vec<(u32, PathBuf)>> {
+        let path = self.path(drv);
+        let mut attempts = kept_attempts(&path)?;
+        let next = attempts.last().map_or(1, |(n, _)| n + 1);
+        let current = std::iter::once(path.clone()).chain(COMPRESSED.iter().map(|end| with_end(&path, end)));
+        if let Some(current) = current.into_iter().find(|path| path.exists()) {
+            attempts.push((next, current));
+        }
+        Ok(attempts)
+    }
+
+    /// Gives what is at the plain path (compressed or not) the next attempt number; an empty plain log is
+    /// simply overwritten later. Returns where it went.
+    fn move_aside(&self, path: &Path) -> io::Result<Option<PathBuf>> {
+        let mut moved = None;
+        for end in std::iter::once("").chain(COMPRESSED) {
+            let old = with_end(path, end);
+            match fs::symlink_metadata(&old) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+                Ok(metadata) if metadata.len() == 0 => continue,
+                Ok(_) => {}
+            }
+            let next = kept_attempts(path)?.last().map_or(1, |(n, _)| n + 1);
+            let new = with_end(path, &format!(".attempt-{next}{end}"));
+            fs::rename(&old, &new)?;
+            moved.get_or_insert(new);
+        }
+        Ok(moved)
+    }
+}
+
+fn with_end(path: &Path, end: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(end);
+    PathBuf::from(name)
+}
+
+/// The attempts moved aside, by number.
+fn kept_attempts(path: &Path) -> io::Result<Vec<(u32, PathBuf)>> {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
+        return Ok(Vec::new());
+    };
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut attempts = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        let file = entry.file_name();
+        let number = file
+            .to_str()
+            .and_then(|file| file.strip_prefix(name)?.strip_prefix(".attempt-"))
+            .and_then(|rest| rest.split('.').next()?.parse().ok());
+        if let Some(number) = number {
+            attempts.push((number, entry.path()));
+        }
+    }
+    attempts.sort();
+    Ok(attempts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    const DRV: &str = "/nix/store/aabbccddaabbccddaabbccddaabbccdd-x.drv";
+
+    #[test]
+    fn every_attempt_is_kept_and_numbered() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let logs = LogStore::open(dir.path()).expect("logs");
+        assert!(logs.path(DRV).ends_with("build-logs/aa/bbccddaabbccddaabbccddaabbccdd-x.drv"));
+        logs.begin(DRV).expect("a log").write_all(b"one").expect("written");
+        let first = logs.keep(RunId(1), DRV);
+        assert_eq!(logs.keep(RunId(1), DRV), first, "asked again, the same answer");
+        logs.begin(DRV).expect("a log").write_all(b"two").expect("written");
+        // A restart finds the log of an attempt that nobody ended.
+        logs.begin(DRV).expect("a log").write_all(b"three").expect("written");
+        let texts: Vec<(u32, String)> = logs
+            .attempts(DRV)
+            .expect("attempts")
+            .into_iter()
+            .map(|(n, path)| (n, fs::read_to_string(path).expect("text")))
+            .collect();
+        assert_eq!(texts, [(1, "one".into()), (2, "two".into()), (3, "three".into())]);
+    }
+
+    #[test]
+    fn a_compressed_log_of_an_older_attempt_never_stands_beside_a_new_one() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let logs = LogStore::open(dir.path()).expect("logs");
+        logs.begin(DRV).expect("a log");
+        fs::write(with_end(&logs.path(DRV), ".bz2"), b"old").expect("written");
+        logs.begin(DRV).expect("a log");
+        assert!(!with_end(&logs.path(DRV), ".bz2").exists());
+        assert!(with_end(&logs.path(DRV), ".attempt-1.bz2").exists());
+    }
+}

@@ -1,0 +1,114 @@
+//! Child processes that talk over pipes, and their end.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a child has between one step of being ended and the next.
+const END_STEP: Duration = Duration::from_secs(5);
+
+/// A child in a process group of its own.
+#[derive(Debug)]
+pub struct PipedChild {
+    child: Child,
+    status: Option<ExitStatus>,
+}
+
+/// The child's stdin, stdout and stderr as we hold them.
+#[derive(Debug)]
+pub struct ChildPipes {
+    pub stdin: OwnedFd,
+    pub stdout: OwnedFd,
+    pub stderr: OwnedFd,
+}
+
+/// Starts a program with pipes on all three.
+///
+/// # Errors
+/// What the system says of starting it; name the program when passing it on.
+pub fn spawn(command: &mut Command) -> io::Result<(PipedChild, ChildPipes)> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    let mut child = command.spawn()?;
+    let pipes = match (child.stdin.take(), child.stdout.take(), child.stderr.take()) {
+        (Some(stdin), Some(stdout), Some(stderr)) => {
+            ChildPipes { stdin: stdin.into(), stdout: stdout.into(), stderr: stderr.into() }
+        }
+        _ => unreachable!("BUG: a child spawned with pipes has pipes"),
+    };
+    Ok((PipedChild { child, status: None }, pipes))
+}
+
+impl PipedChild {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for the end of a child whose stdin is closed: a while for it to leave by itself, then SIGTERM to
+    /// its group, then SIGKILL. Never SIGKILL first: that leaves a builder running without its lock.
+    pub fn end(&mut self, patience: Duration) -> Option<ExitStatus> {
+        if let Some(status) = self.wait_until(Instant::now() + patience) {
+            return Some(status);
+        }
+        for signal in [libc::SIGTERM, libc::SIGKILL] {
+            self.signal_group(signal);
+            if let Some(status) = self.wait_until(Instant::now() + END_STEP) {
+                return Some(status);
+            }
+        }
+        log::warn!("process {} does not end, not even by SIGKILL", self.pid());
+        None
+    }
+
+    fn signal_group(&self, signal: i32) {
+        // SAFETY: kill has no memory arguments; the group is our child's own and not yet reaped.
+        unsafe { libc::kill(-(self.pid() as i32), signal) };
+    }
+
+    /// Polls for the end with growing pauses (0.2 ms to 20 ms): there is no portable wait with a deadline.
+    fn wait_until(&mut self, until: Instant) -> Option<ExitStatus> {
+        let mut pause = Duration::from_micros(200);
+        loop {
+            if self.status.is_some() {
+                return self.status;
+            }
+            match self.child.try_wait() {
+                Ok(Some(status)) => self.status = Some(status),
+                Ok(None) if Instant::now() >= until => return None,
+                Ok(None) => {
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(Duration::from_millis(20));
+                }
+                Err(_) => return None,
+            }
+        }
+    }
+}
+
+impl Drop for PipedChild {
+    fn drop(&mut self) {
+        if self.status.is_none() {
+            self.end(END_STEP);
+        }
+    }
+}
+
+/// What the system says of an error, without Rust's "(os error 2)".
+pub fn plain_error(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.rfind(" (os error ") {
+        Some(at) => text[..at].to_owned(),
+        None => text,
+    }
+}
+
+/// How a program ended, in words.
+pub fn describe_status(status: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => format!("killed by signal {signal}"),
+        (None, None) => status.to_string(),
+    }
+}
