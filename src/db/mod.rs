@@ -1,1 +1,16 @@
-//! (room being furnished)
+//! The only room that knows tables, columns and SQL (with the files under `sql/`).
+//!
+//! Knows how to reach PostgreSQL, how to hold few connections, how to listen, which locks mark a
+//! running service, and what Hydra's schema looks like. Does not decide anything about builds.
+
+pub mod connect;
+pub mod error;
+pub mod listen;
+pub mod locks;
+pub mod os_user;
+pub mod pool;
+
+pub use connect::DbTarget;
+pub use error::DbError;
+pub use listen::{Listener, Notification};
+pub use pool::{Conn, Pool, PooledConn};

@@ -1,0 +1,1116 @@
+//! The settings: what may be written in hydra.conf, what it means, and where each value came from.
+//!
+//! Knows every key of Hydra's and of hydrad's, its kind, default, meaning and who uses it, all in
+//! one table ([`DEFINITIONS`], [`BLOCKS`]): parsing, `hydrad check` and the commented example file
+//! ([`commented_conf`]) come from it. Does not know how a setting is carried out.
+//!
+//! A value comes from the command line, else the environment, else hydra.conf, else its default.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::hydra_conf::{self, Document, HydraConfError, Origin};
+
+/// One of the programs that Hydra's backend consists of.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Service {
+    QueueRunner,
+    Evaluator,
+    Notify,
+}
+
+impl Service {
+    /// As written in `services`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Service::QueueRunner => "queue-runner",
+            Service::Evaluator => "evaluator",
+            Service::Notify => "notify",
+        }
+    }
+
+    /// Hydra's own program that does the same job.
+    pub fn hydra_program(self) -> &'static str {
+        match self {
+            Service::QueueRunner => "hydra-queue-runner",
+            Service::Evaluator => "hydra-evaluator",
+            Service::Notify => "hydra-notify",
+        }
+    }
+}
+
+/// What the text of a value has to look like.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// A whole number within these bounds.
+    Count { min: u64, max: u64 },
+    /// A number of bytes; K, M, G and T (powers of 1024) may follow.
+    Bytes,
+    /// A number of seconds; s, m, h and d may follow.
+    Seconds,
+    /// `true` or `1`, `false` or `0`.
+    Bool,
+    /// Any text.
+    Text,
+    /// An absolute path.
+    Path,
+    /// `HOST:PORT`, `[IPV6]:PORT` or `none`.
+    Address,
+    /// Words separated by blanks.
+    Words,
+}
+
+/// Who uses a setting.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// hydrad's queue runner.
+    Used,
+    /// A service that hydrad does not have yet: accepted, without effect on hydrad.
+    NotYetUsed(Service),
+    /// Hydra's web server; no business of hydrad's.
+    WebServer,
+    /// Part of this service in Hydra and missing here: an error where hydrad is to be that
+    /// service, unless listed in `ignore_settings`.
+    NotImplemented(Service, &'static str),
+    /// Without effect in Hydra too; the text says what to do instead.
+    Deprecated(&'static str),
+    /// Hydra's queue runner refuses to start with it; the text is Hydra's.
+    Fatal(&'static str),
+}
+
+/// A key at the top level of hydra.conf.
+#[derive(Debug)]
+pub struct Definition {
+    pub key: &'static str,
+    pub kind: Kind,
+    /// As one would write it; empty if the default is "not set" or comes from the environment.
+    pub default: &'static str,
+    pub role: Role,
+    pub help: &'static str,
+}
+
+/// A block at the top level of hydra.conf.
+#[derive(Debug)]
+pub struct BlockDefinition {
+    pub name: &'static str,
+    pub role: Role,
+}
+
+const fn used(
+    key: &'static str,
+    kind: Kind,
+    default: &'static str,
+    help: &'static str,
+) -> Definition {
+    Definition {
+        key,
+        kind,
+        default,
+        role: Role::Used,
+        help,
+    }
+}
+
+const fn other(key: &'static str, role: Role) -> Definition {
+    Definition {
+        key,
+        kind: Kind::Text,
+        default: "",
+        role,
+        help: "",
+    }
+}
+
+const fn block(name: &'static str, role: Role) -> BlockDefinition {
+    BlockDefinition { name, role }
+}
+
+const fn count(min: u64, max: u64) -> Kind {
+    Kind::Count { min, max }
+}
+
+use Role::{Deprecated, Fatal, NotImplemented, NotYetUsed, WebServer};
+use Service::{Evaluator, Notify, QueueRunner};
+
+/// Every key that Hydra or hydrad knows. Order: that of the commented example file.
+pub const DEFINITIONS: &[Definition] = &[
+    used("services", Kind::Words, "queue-runner",
+        "The services `hydrad run` starts. This release has the queue runner only; leave Hydra's \
+         own hydra-evaluator and hydra-notify running for the rest."),
+    used("ignore_settings", Kind::Words, "",
+        "Keys and blocks of Hydra's that hydrad does not implement and that are to be ignored \
+         here. Without this such a setting is an error, because something you rely on (a backup, \
+         say) would stop without a word."),
+    used("database", Kind::Text, "",
+        "The PostgreSQL database, as `dbi:Pg:dbname=hydra;host=...` or `postgres://...`. The \
+         environment (HYDRA_DATABASE_URL, HYDRA_DBI) goes first. Not set: database `hydra` on \
+         this host. Passwords belong into a PGPASSFILE."),
+    used("max_db_connections", count(2, 10_000), "16",
+        "At most this many pooled database connections, however many machines and cores there \
+         are. Two more, one to listen and one for locks, are kept apart. (Hydra: 128, because a \
+         running step held one there.)"),
+    used("max_output_size", Kind::Bytes, "2147483648",
+        "The outputs of a step may have this many bytes together (as NARs); more ends the build \
+         with `output limit exceeded`."),
+    used("max_log_size", Kind::Bytes, "67108864",
+        "A step may write this many bytes of log; more ends it with `log limit exceeded`."),
+    used("max_unsupported_time", Kind::Seconds, "0",
+        "A build whose system type or features no machine has is given up after this time. 0: at \
+         once. A system type that some machine had within the last hour stays supported."),
+    used("max_local_worker_threads", count(0, 1024), "0",
+        "How many steps may receive outputs at the same time. 0: the number of CPUs less two, at \
+         least two."),
+    used("gc_roots_dir", Kind::Path, "",
+        "The folder of Hydra's garbage collector roots. Not set: \
+         $NIX_STATE_DIR/gcroots/per-user/$LOGNAME/hydra-roots, as in Hydra."),
+    used("store_uri", Kind::Text, "",
+        "The destination store, into which outputs go. Not set: the local store."),
+    used("use-substitutes", Kind::Bool, "false",
+        "Whether missing outputs are taken from substituters instead of being built."),
+    used("upload_logs_to_binary_cache", Kind::Bool, "false",
+        "Whether the logs of finished steps are put into the binary cache of store_uri as well."),
+    used("queue_runner_metrics_address", Kind::Address, "127.0.0.1:9198",
+        "Where /metrics (Prometheus) and /healthz are served. none: nowhere."),
+    used("status_address", Kind::Address, "127.0.0.1:9199",
+        "Where the status pages and their JSON are served. none: nowhere."),
+    used("stop_timeout", Kind::Seconds, "60",
+        "When hydrad is told to stop, it waits this long for what cannot be interrupted cleanly."),
+    used("connect_timeout", Kind::Seconds, "60",
+        "A machine must accept the ssh connection within this time."),
+    used("handshake_timeout", Kind::Seconds, "60",
+        "A machine must finish the greeting of the Nix protocol within this time."),
+    used("query_timeout", Kind::Seconds, "600",
+        "A machine must say which paths it has within this time."),
+    used("substitute_timeout", Kind::Seconds, "7200",
+        "A machine may be silent for this long while it substitutes paths by itself."),
+    used("send_timeout", Kind::Seconds, "600",
+        "Sending inputs to a machine may stand still for this long."),
+    used("receive_timeout", Kind::Seconds, "600",
+        "Receiving outputs from a machine may stand still for this long."),
+    used("register_timeout", Kind::Seconds, "600",
+        "The destination store must register a received path within this time."),
+    used("shutdown_timeout", Kind::Seconds, "10",
+        "A connection to a machine must close within this time; then its process is ended."),
+    used("connection_idle", Kind::Seconds, "60",
+        "A connection to a machine is closed after this time without a step, so that the \
+         machine's garbage collector can free paths."),
+    used("connection_age", Kind::Seconds, "900",
+        "A connection to a machine is not used for another step when it is older than this."),
+    used("ssh_options", Kind::Words, "",
+        "Further arguments for ssh, before the host name. NIX_SSHOPTS comes after them; the user's \
+         ssh config applies as always."),
+    used("ssh_program", Kind::Text, "ssh",
+        "The program that connects to machines."),
+    used("nix_store_program", Kind::Text, "nix-store",
+        "The program that serves localhost and answers questions about the local store."),
+    used("nix_daemon_program", Kind::Text, "nix-daemon",
+        "The program that registers paths in the local store."),
+    used("max-concurrent-notifications", count(1, 1024), "2",
+        "How many notifications are delivered at the same time. Not yet used: this release has no \
+         notifier."),
+    // Hydra's queue runner, not here.
+    other("xxx-jobset-repeats", NotImplemented(QueueRunner,
+        "Nix since 2.13 refuses to repeat a build")),
+    other("store_mode", Fatal("store_mode in hydra.conf is deprecated, please use store_uri")),
+    other("binary_cache_dir", Deprecated("it has no effect; write store_uri = file://DIR")),
+    other("binary_cache_s3_bucket", Deprecated("it has no effect; write store_uri = s3://BUCKET")),
+    other("binary_cache_secret_key_file", Deprecated(
+        "the queue runner ignores it (the web server still signs with it); write \
+         store_uri = ...?secret-key=FILE")),
+    other("nar_buffer_size", Deprecated("it has no effect since 2020; remove it")),
+    // The evaluator's.
+    other("max_concurrent_evals", NotYetUsed(Evaluator)),
+    other("evaluator_workers", NotYetUsed(Evaluator)),
+    other("evaluator_max_memory_size", NotYetUsed(Evaluator)),
+    other("evaluator_pure_eval", NotYetUsed(Evaluator)),
+    other("evaluator_initial_heap_size", NotYetUsed(Evaluator)),
+    other("evaluator_max_heap_size", NotYetUsed(Evaluator)),
+    other("allow_import_from_derivation", NotYetUsed(Evaluator)),
+    other("eval_substituter", NotYetUsed(Evaluator)),
+    other("path_input_cache_validity_seconds", NotYetUsed(Evaluator)),
+    other("github_endpoint", NotYetUsed(Evaluator)),
+    // The notifier's.
+    other("email_notification", NotYetUsed(Notify)),
+    other("notification_sender", NotYetUsed(Notify)),
+    other("base_uri", NotYetUsed(Notify)),
+    other("enable_bitbucket_status", NotYetUsed(Notify)),
+    other("compress_build_logs", NotYetUsed(Notify)),
+    other("compress_build_logs_compression", NotYetUsed(Notify)),
+    other("compress_build_logs_silent", NotYetUsed(Notify)),
+    // The web server's.
+    other("server_store_uri", WebServer),
+    other("queue_runner_endpoint", WebServer),
+    other("using_frontend_proxy", WebServer),
+    other("max_servers", WebServer),
+    other("compress_num_threads", WebServer),
+    other("hydra_logo", WebServer),
+    other("tracker", WebServer),
+    other("private", WebServer),
+    other("readonly_ips", WebServer),
+    other("log_prefix", WebServer),
+    other("binary_cache_public_uri", WebServer),
+    other("allowed_domains", WebServer),
+    other("persona_allowed_domains", WebServer),
+    other("enable_persona", WebServer),
+    other("enable_google_login", WebServer),
+    other("google_client_id", WebServer),
+    other("github_client_id", WebServer),
+    other("github_client_secret", WebServer),
+    other("github_client_secret_file", WebServer),
+];
+
+/// Every block that Hydra knows.
+pub const BLOCKS: &[BlockDefinition] = &[
+    block("git-input", NotYetUsed(Evaluator)),
+    block("statsd", NotYetUsed(Evaluator)),
+    block("hydra_notify", NotYetUsed(Notify)),
+    block("github_authorization", NotYetUsed(Evaluator)),
+    block("gitlab_authorization", NotYetUsed(Evaluator)),
+    block("bitbucket_authorization", NotYetUsed(Evaluator)),
+    block("gitea_authorization", NotYetUsed(Notify)),
+    block("bitbucket", NotYetUsed(Notify)),
+    block("githubstatus", NotYetUsed(Notify)),
+    block("slack", NotYetUsed(Notify)),
+    block("circleci", NotYetUsed(Notify)),
+    block("influxdb", NotYetUsed(Notify)),
+    block("runcommand", NotYetUsed(Notify)),
+    block("dynamicruncommand", NotYetUsed(Notify)),
+    block(
+        "hipchat",
+        NotImplemented(Notify, "HipChat no longer exists"),
+    ),
+    block(
+        "coverityscan",
+        NotImplemented(Notify, "uploads to Coverity would stop"),
+    ),
+    block(
+        "s3backup",
+        NotImplemented(Notify, "the backup to S3 would stop"),
+    ),
+    block(
+        "sotest",
+        NotImplemented(Notify, "submissions to SoTest would stop"),
+    ),
+    block("ldap", WebServer),
+    block("hydra-ldap", WebServer),
+    block("webhooks", WebServer),
+];
+
+/// Where a value comes from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Source {
+    Default,
+    File(Origin),
+    Environment(&'static str),
+    /// The option, as typed.
+    CommandLine(String),
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::Default => f.write_str("default"),
+            Source::File(origin) => origin.fmt(f),
+            Source::Environment(name) => write!(f, "environment variable {name}"),
+            Source::CommandLine(option) => write!(f, "option {option}"),
+        }
+    }
+}
+
+/// Why the settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// hydra.conf cannot be read or has a syntax error.
+    #[error(transparent)]
+    File(#[from] HydraConfError),
+    /// A value is not of its kind.
+    #[error("{at}: `{key} = {value}`: expected {expected}")]
+    BadValue {
+        key: String,
+        value: String,
+        at: Source,
+        expected: String,
+    },
+    /// A setting with which Hydra's queue runner refuses to start.
+    #[error("{at}: {text}")]
+    Refused { at: Source, text: &'static str },
+    /// A setting or block that hydrad lacks and whose loss would go unnoticed.
+    #[error(
+        "{at}: hydrad does not implement {what} ({why}); remove it, or add `{what}` to \
+         ignore_settings if you can do without"
+    )]
+    NotImplemented {
+        at: Source,
+        what: String,
+        why: &'static str,
+    },
+    /// A service that this release does not have.
+    #[error(
+        "{at}: this release has no {}; remove it from `services` and leave Hydra's own {} running",
+        .service.name(), .service.hydra_program()
+    )]
+    NoSuchService { at: Source, service: Service },
+    /// A path from the environment is not absolute.
+    #[error("{name} is `{value}`: expected an absolute path")]
+    BadEnvironment { name: &'static str, value: String },
+    /// More than one of the above.
+    #[error("{} settings are wrong:\n{}", .0.len(), list(.0))]
+    Several(Vec<ConfigError>),
+}
+
+fn list(errors: &[ConfigError]) -> String {
+    let lines: Vec<String> = errors.iter().map(|e| format!("  {e}")).collect();
+    lines.join("\n")
+}
+
+/// A setting given on the command line.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Override {
+    /// A key of [`DEFINITIONS`] with [`Role::Used`], or `data_dir`.
+    pub key: &'static str,
+    pub value: String,
+    /// As typed, for instance `--prometheus-address`.
+    pub option: String,
+}
+
+/// `HOST:PORT` to listen on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Address {
+    /// A name or an address; IPv6 without brackets.
+    pub host: String,
+    pub port: u16,
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// How long each phase of talking to a machine may take. The `*_idle` ones are reset by progress.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Deadlines {
+    pub connect: Duration,
+    pub handshake: Duration,
+    pub query: Duration,
+    pub substitute_idle: Duration,
+    pub send_idle: Duration,
+    pub receive_idle: Duration,
+    pub register: Duration,
+    pub shutdown: Duration,
+}
+
+/// The settings of the queue runner, typed and complete. See [`DEFINITIONS`] for meanings.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Settings {
+    pub services: Vec<Service>,
+    pub ignore_settings: Vec<String>,
+    /// `database` of hydra.conf and where it stands; the environment is not in here.
+    pub database: Option<(String, Source)>,
+    pub max_db_connections: u32,
+    pub max_output_size_bytes: u64,
+    pub max_log_size_bytes: u64,
+    pub max_unsupported_time: Duration,
+    /// 0 in the file is replaced by what the host has.
+    pub max_local_worker_threads: u32,
+    pub gc_roots_dir: PathBuf,
+    /// `None`: the local store.
+    pub store_uri: Option<String>,
+    pub use_substitutes: bool,
+    pub upload_logs_to_binary_cache: bool,
+    pub queue_runner_metrics_address: Option<Address>,
+    pub status_address: Option<Address>,
+    pub stop_timeout: Duration,
+    pub deadlines: Deadlines,
+    pub connection_idle: Duration,
+    pub connection_age: Duration,
+    pub ssh_options: Vec<String>,
+    pub ssh_program: String,
+    pub nix_store_program: String,
+    pub nix_daemon_program: String,
+    pub max_concurrent_notifications: u32,
+    /// HYDRA_DATA.
+    pub data_dir: PathBuf,
+    pub data_dir_source: Source,
+    /// Where hydra.conf is looked for; it need not exist.
+    pub config_path: PathBuf,
+    pub config_path_source: Source,
+}
+
+impl Settings {
+    /// Reads `$HYDRA_CONFIG`, else `$HYDRA_DATA/hydra.conf`; a missing file means defaults. Any
+    /// value that is wrong is an error; several come together.
+    pub fn load(
+        env: &dyn Fn(&str) -> Option<String>,
+        overrides: &[Override],
+    ) -> Result<Settings, ConfigError> {
+        let mut survey = survey(env, overrides)?;
+        match survey.errors.len() {
+            0 => Ok(survey.settings),
+            1 => Err(survey.errors.remove(0)),
+            _ => Err(ConfigError::Several(survey.errors)),
+        }
+    }
+}
+
+/// What becomes of something written in hydra.conf.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    Used,
+    /// Belongs to a service that hydrad does not have yet.
+    NotYetUsed,
+    /// Belongs to the web server, or to nobody, or is listed in `ignore_settings`.
+    Ignored,
+    /// Has no effect any more.
+    Deprecated,
+    /// Of Hydra's, missing here.
+    Unsupported,
+    /// Unknown to Hydra and to hydrad.
+    Unknown,
+}
+
+impl Verdict {
+    pub fn word(self) -> &'static str {
+        match self {
+            Verdict::Used => "used",
+            Verdict::NotYetUsed => "not yet used",
+            Verdict::Ignored => "ignored",
+            Verdict::Deprecated => "deprecated",
+            Verdict::Unsupported => "unsupported",
+            Verdict::Unknown => "unknown",
+        }
+    }
+}
+
+/// One line of `hydrad check` about a setting.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Row {
+    /// The key, or `<block>`.
+    pub key: String,
+    /// What is in effect; secrets are not settings of the queue runner, so it may be shown.
+    pub value: String,
+    pub source: Source,
+    pub verdict: Verdict,
+    /// Why, and what to do; may be empty.
+    pub note: String,
+}
+
+/// All that can be said about the settings, right or wrong.
+#[derive(Debug)]
+pub struct Survey {
+    /// With defaults in the place of wrong values.
+    pub settings: Settings,
+    pub rows: Vec<Row>,
+    pub errors: Vec<ConfigError>,
+    /// Things read, but perhaps not as meant; differences to what Hydra's C++ programs read.
+    pub remarks: Vec<String>,
+    /// Files read; empty if there is no hydra.conf.
+    pub files: Vec<PathBuf>,
+}
+
+/// Reads the settings and says what becomes of each. Only an unreadable file is an `Err`; what is
+/// wrong within is in [`Survey::errors`].
+pub fn survey(
+    env: &dyn Fn(&str) -> Option<String>,
+    overrides: &[Override],
+) -> Result<Survey, ConfigError> {
+    let set = |name: &str| env(name).filter(|v| !v.is_empty());
+    let mut errors = Vec::new();
+
+    let (data_dir, data_dir_source) = match overrides.iter().rev().find(|o| o.key == "data_dir") {
+        Some(o) => (o.value.clone(), Source::CommandLine(o.option.clone())),
+        None => match set("HYDRA_DATA") {
+            Some(dir) => (dir, Source::Environment("HYDRA_DATA")),
+            None => ("/var/lib/hydra".to_owned(), Source::Default),
+        },
+    };
+    if !Path::new(&data_dir).is_absolute() {
+        errors.push(match &data_dir_source {
+            Source::Environment(name) => ConfigError::BadEnvironment {
+                name,
+                value: data_dir.clone(),
+            },
+            at => ConfigError::BadValue {
+                key: "data_dir".to_owned(),
+                value: data_dir.clone(),
+                at: at.clone(),
+                expected: expected(Kind::Path),
+            },
+        });
+    }
+    let data_dir = PathBuf::from(data_dir);
+    let (config_path, config_path_source) = match set("HYDRA_CONFIG") {
+        Some(path) => (PathBuf::from(path), Source::Environment("HYDRA_CONFIG")),
+        None => (data_dir.join("hydra.conf"), data_dir_source.clone()),
+    };
+
+    let document = hydra_conf::read(&config_path)?;
+    let exists = document.is_some();
+    let document = document.unwrap_or_else(|| Document::empty(&config_path));
+
+    let mut values = Values {
+        document: &document,
+        overrides,
+        rows: Vec::new(),
+        errors,
+    };
+    let gc_roots_default = format!(
+        "{}/gcroots/per-user/{}/hydra-roots",
+        set("NIX_STATE_DIR").unwrap_or_else(|| "/nix/var/nix".to_owned()),
+        set("LOGNAME")
+            .or_else(|| set("USER"))
+            .unwrap_or_else(|| "hydra".to_owned())
+    );
+
+    let ignore_settings = values.words("ignore_settings");
+    let services = values.services();
+    let settings = Settings {
+        database: values.optional("database"),
+        max_db_connections: values.count("max_db_connections"),
+        max_output_size_bytes: values.bytes("max_output_size"),
+        max_log_size_bytes: values.bytes("max_log_size"),
+        max_unsupported_time: values.seconds("max_unsupported_time"),
+        max_local_worker_threads: match values.count("max_local_worker_threads") {
+            0 => local_workers_default(),
+            n => n,
+        },
+        gc_roots_dir: values.path("gc_roots_dir", &gc_roots_default),
+        store_uri: values.optional("store_uri").map(|(uri, _)| uri),
+        use_substitutes: values.bool("use-substitutes"),
+        upload_logs_to_binary_cache: values.bool("upload_logs_to_binary_cache"),
+        queue_runner_metrics_address: values.address("queue_runner_metrics_address"),
+        status_address: values.address("status_address"),
+        stop_timeout: values.seconds("stop_timeout"),
+        deadlines: Deadlines {
+            connect: values.seconds("connect_timeout"),
+            handshake: values.seconds("handshake_timeout"),
+            query: values.seconds("query_timeout"),
+            substitute_idle: values.seconds("substitute_timeout"),
+            send_idle: values.seconds("send_timeout"),
+            receive_idle: values.seconds("receive_timeout"),
+            register: values.seconds("register_timeout"),
+            shutdown: values.seconds("shutdown_timeout"),
+        },
+        connection_idle: values.seconds("connection_idle"),
+        connection_age: values.seconds("connection_age"),
+        ssh_options: values.words("ssh_options"),
+        ssh_program: values.text("ssh_program"),
+        nix_store_program: values.text("nix_store_program"),
+        nix_daemon_program: values.text("nix_daemon_program"),
+        max_concurrent_notifications: values.count("max-concurrent-notifications"),
+        ignore_settings,
+        services,
+        data_dir,
+        data_dir_source,
+        config_path,
+        config_path_source,
+    };
+    let Values {
+        mut rows,
+        mut errors,
+        ..
+    } = values;
+    // Rows are asked for in the order of the struct; show them in that of the table.
+    rows.sort_by_key(|row| DEFINITIONS.iter().position(|d| d.key == row.key));
+    judge_the_rest(&document, &settings, &mut rows, &mut errors);
+
+    let mut remarks: Vec<String> = document.remarks.iter().map(|r| r.to_string()).collect();
+    remarks.extend(repeated(&document));
+    if exists {
+        let keys: Vec<&str> = read_by_cpp().collect();
+        let differences = hydra_conf::flat_differences(&document, &keys);
+        remarks.extend(differences.iter().map(|d| d.to_string()));
+        if set("HYDRA_CONFIG").is_none() {
+            remarks.push(format!(
+                "{} is read because HYDRA_CONFIG is not set; Hydra's C++ programs read no file then",
+                settings.config_path.display()
+            ));
+        }
+    }
+    Ok(Survey {
+        settings,
+        rows,
+        errors,
+        remarks,
+        files: document.files,
+    })
+}
+
+/// The keys that Hydra's C++ queue runner reads.
+fn read_by_cpp() -> impl Iterator<Item = &'static str> {
+    const OURS: &[&str] = &[
+        "max_db_connections",
+        "max_output_size",
+        "max_log_size",
+        "max_unsupported_time",
+        "max_local_worker_threads",
+        "gc_roots_dir",
+        "store_uri",
+        "use-substitutes",
+        "upload_logs_to_binary_cache",
+        "queue_runner_metrics_address",
+        "store_mode",
+        "xxx-jobset-repeats",
+    ];
+    OURS.iter().copied()
+}
+
+fn local_workers_default() -> u32 {
+    let cpus = std::thread::available_parallelism().map_or(1, |n| n.get());
+    u32::try_from(cpus.max(4) - 2).unwrap_or(1024).min(1024)
+}
+
+fn definition(key: &str) -> Option<&'static Definition> {
+    DEFINITIONS.iter().find(|d| d.key == key)
+}
+
+/// Settings given twice: Hydra's Perl programs would see a list, its C++ programs the last.
+fn repeated(document: &Document) -> Vec<String> {
+    let mut remarks = Vec::new();
+    for definition in DEFINITIONS.iter().filter(|d| d.role == Role::Used) {
+        let all: Vec<String> = document
+            .root
+            .all(definition.key)
+            .map(|a| a.at.to_string())
+            .collect();
+        if all.len() > 1 {
+            remarks.push(format!(
+                "`{}` is set {} times ({}); the last one counts",
+                definition.key,
+                all.len(),
+                all.join(", ")
+            ));
+        }
+    }
+    remarks
+}
+
+/// Rows and errors for whatever the queue runner does not use.
+fn judge_the_rest(
+    document: &Document,
+    settings: &Settings,
+    rows: &mut Vec<Row>,
+    errors: &mut Vec<ConfigError>,
+) {
+    let mut seen: Vec<&str> = Vec::new();
+    for a in &document.root.assignments {
+        let role = definition(&a.key).map(|d| d.role);
+        if role == Some(Role::Used) || seen.contains(&a.key.as_str()) {
+            continue;
+        }
+        seen.push(&a.key);
+        let last = document.root.get(&a.key).unwrap_or(a);
+        // What another program uses may be a secret.
+        let value = match role {
+            Some(Role::Deprecated(_) | Role::NotImplemented(..) | Role::Fatal(_)) => {
+                last.text.clone()
+            }
+            _ => "(not shown)".to_owned(),
+        };
+        judge(
+            &a.key,
+            value,
+            &last.at,
+            role,
+            nearest_key(&a.key),
+            settings,
+            rows,
+            errors,
+        );
+    }
+    for b in &document.root.blocks {
+        let role = BLOCKS.iter().find(|d| d.name == b.name).map(|d| d.role);
+        let name = format!("<{}>", b.name);
+        let nearest = BLOCKS
+            .iter()
+            .find(|d| d.name.eq_ignore_ascii_case(&b.name))
+            .map(|d| d.name);
+        judge(
+            &name,
+            "(block)".to_owned(),
+            &b.at,
+            role,
+            nearest,
+            settings,
+            rows,
+            errors,
+        );
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+fn judge(
+    what: &str,
+    value: String,
+    at: &Origin,
+    role: Option<Role>,
+    nearest: Option<&str>,
+    settings: &Settings,
+    rows: &mut Vec<Row>,
+    errors: &mut Vec<ConfigError>,
+) {
+    let source = Source::File(at.clone());
+    let bare = what.trim_start_matches('<').trim_end_matches('>');
+    let ignored = settings
+        .ignore_settings
+        .iter()
+        .any(|i| i == what || i == bare);
+    let (verdict, note) = match role {
+        None => {
+            let hint = match nearest {
+                Some(key) => format!("unknown to Hydra and hydrad; did you mean `{key}`?"),
+                None => "unknown to Hydra and hydrad".to_owned(),
+            };
+            (Verdict::Unknown, hint)
+        }
+        Some(_) if ignored => (Verdict::Ignored, "listed in ignore_settings".to_owned()),
+        Some(Role::Used) => (Verdict::Used, String::new()),
+        Some(Role::NotYetUsed(service)) => (
+            Verdict::NotYetUsed,
+            format!(
+                "used by {}, not by the queue runner; hydrad does not use it yet",
+                service.hydra_program()
+            ),
+        ),
+        Some(Role::WebServer) => (Verdict::Ignored, "used by the web server".to_owned()),
+        Some(Role::Deprecated(advice)) => (Verdict::Deprecated, advice.to_owned()),
+        Some(Role::NotImplemented(service, why)) => {
+            if settings.services.contains(&service) {
+                errors.push(ConfigError::NotImplemented {
+                    at: source.clone(),
+                    what: what.to_owned(),
+                    why,
+                });
+                (Verdict::Unsupported, format!("not implemented: {why}"))
+            } else {
+                (
+                    Verdict::NotYetUsed,
+                    format!(
+                        "not implemented ({why}); leave Hydra's own {} running",
+                        service.hydra_program()
+                    ),
+                )
+            }
+        }
+        Some(Role::Fatal(text)) => {
+            errors.push(ConfigError::Refused {
+                at: source.clone(),
+                text,
+            });
+            (Verdict::Unsupported, text.to_owned())
+        }
+    };
+    rows.push(Row {
+        key: what.to_owned(),
+        value,
+        source,
+        verdict,
+        note,
+    });
+}
+
+/// The known key that a misspelt one most likely stands for.
+fn nearest_key(key: &str) -> Option<&'static str> {
+    let plain = |s: &str| s.to_ascii_lowercase().replace('-', "_");
+    let key = plain(key);
+    if key.len() > 64 {
+        return None;
+    }
+    DEFINITIONS
+        .iter()
+        .map(|d| (distance(&key, &plain(d.key)), d.key))
+        .filter(|(distance, _)| *distance <= 2)
+        .min()
+        .map(|(_, key)| key)
+}
+
+/// Edits between two short texts.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, cb) in b.iter().enumerate() {
+            let replace = diagonal + usize::from(ca != *cb);
+            diagonal = row[j + 1];
+            row[j + 1] = replace.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// Looks values up, notes a row for each and an error for each that is wrong.
+struct Values<'a> {
+    document: &'a Document,
+    overrides: &'a [Override],
+    rows: Vec<Row>,
+    errors: Vec<ConfigError>,
+}
+
+impl Values<'_> {
+    /// The text of a setting that is set.
+    fn written(&self, key: &str) -> Option<(String, Source)> {
+        if let Some(o) = self.overrides.iter().rev().find(|o| o.key == key) {
+            return Some((o.value.clone(), Source::CommandLine(o.option.clone())));
+        }
+        let a = self.document.root.get(key)?;
+        Some((a.text.clone(), Source::File(a.at.clone())))
+    }
+
+    fn value<T>(
+        &mut self,
+        key: &'static str,
+        default: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> (T, Source) {
+        let definition = definition(key).expect("BUG: a setting that is not in the table");
+        let mut note = "";
+        let mut verdict = Verdict::Used;
+        let written = self.written(key);
+        let (text, source, value) = match written {
+            Some((text, source)) => match parse(&text) {
+                Some(value) => (text, source, Some(value)),
+                None => {
+                    self.errors.push(ConfigError::BadValue {
+                        key: key.to_owned(),
+                        value: text.clone(),
+                        at: source.clone(),
+                        expected: expected(definition.kind),
+                    });
+                    verdict = Verdict::Unsupported;
+                    note = "wrong value";
+                    (text, source, None)
+                }
+            },
+            None => (default.to_owned(), Source::Default, None),
+        };
+        if key == "max-concurrent-notifications" && verdict == Verdict::Used {
+            verdict = Verdict::NotYetUsed;
+            note = "this release has no notifier";
+        }
+        self.rows.push(Row {
+            key: key.to_owned(),
+            value: text,
+            source: source.clone(),
+            verdict,
+            note: note.to_owned(),
+        });
+        let value = value.unwrap_or_else(|| {
+            parse(default).unwrap_or_else(|| panic!("BUG: the default of {key} is not of its kind"))
+        });
+        (value, source)
+    }
+
+    fn default_of(key: &str) -> &'static str {
+        definition(key).map_or("", |d| d.default)
+    }
+
+    fn count(&mut self, key: &'static str) -> u32 {
+        let Some(Kind::Count { min, max }) = definition(key).map(|d| d.kind) else {
+            panic!("BUG: {key} is not a count");
+        };
+        let parse = |text: &str| {
+            let n: u64 = text.trim().parse().ok()?;
+            (min..=max).contains(&n).then_some(n)
+        };
+        let n = self.value(key, Self::default_of(key), parse).0;
+        u32::try_from(n).unwrap_or(u32::MAX)
+    }
+
+    fn bytes(&mut self, key: &'static str) -> u64 {
+        self.value(key, Self::default_of(key), parse_bytes).0
+    }
+
+    fn seconds(&mut self, key: &'static str) -> Duration {
+        self.value(key, Self::default_of(key), parse_seconds).0
+    }
+
+    fn bool(&mut self, key: &'static str) -> bool {
+        let parse = |text: &str| match text.trim() {
+            "true" | "1" => Some(true),
+            "false" | "0" => Some(false),
+            _ => None,
+        };
+        self.value(key, Self::default_of(key), parse).0
+    }
+
+    fn text(&mut self, key: &'static str) -> String {
+        let parse = |text: &str| {
+            let text = text.trim();
+            (!text.is_empty()).then(|| text.to_owned())
+        };
+        self.value(key, Self::default_of(key), parse).0
+    }
+
+    fn optional(&mut self, key: &'static str) -> Option<(String, Source)> {
+        let (text, source) = self.value(key, Self::default_of(key), |text| {
+            Some(text.trim().to_owned())
+        });
+        (!text.is_empty()).then_some((text, source))
+    }
+
+    fn path(&mut self, key: &'static str, default: &str) -> PathBuf {
+        let parse = |text: &str| {
+            let path = PathBuf::from(text.trim());
+            path.is_absolute().then_some(path)
+        };
+        // $NIX_STATE_DIR may be anything; that is Nix's trouble, not a bug here.
+        if !Path::new(default).is_absolute() && self.written(key).is_none() {
+            return PathBuf::from(default);
+        }
+        let fallback = if Path::new(default).is_absolute() {
+            default
+        } else {
+            "/nix/var/nix/gcroots/hydra"
+        };
+        self.value(key, fallback, parse).0
+    }
+
+    fn words(&mut self, key: &'static str) -> Vec<String> {
+        self.value(key, Self::default_of(key), |text| {
+            Some(text.split_whitespace().map(str::to_owned).collect())
+        })
+        .0
+    }
+
+    fn address(&mut self, key: &'static str) -> Option<Address> {
+        self.value(key, Self::default_of(key), parse_address).0
+    }
+
+    fn services(&mut self) -> Vec<Service> {
+        let parse = |text: &str| {
+            let mut services = Vec::new();
+            for word in text.split_whitespace() {
+                let service = match word {
+                    "queue-runner" => QueueRunner,
+                    "evaluator" => Evaluator,
+                    "notify" => Notify,
+                    _ => return None,
+                };
+                if !services.contains(&service) {
+                    services.push(service);
+                }
+            }
+            (!services.is_empty()).then_some(services)
+        };
+        let (services, at) = self.value("services", Self::default_of("services"), parse);
+        for service in services.iter().copied().filter(|s| *s != QueueRunner) {
+            let at = at.clone();
+            self.errors.push(ConfigError::NoSuchService { at, service });
+        }
+        services
+    }
+}
+
+fn expected(kind: Kind) -> String {
+    match kind {
+        Kind::Count { min, max } => return format!("a whole number from {min} to {max}"),
+        Kind::Bytes => "a number of bytes, such as 67108864 or 64M",
+        Kind::Seconds => "a number of seconds, such as 600 or 10m",
+        Kind::Bool => "true, 1, false or 0",
+        Kind::Text => "some text",
+        Kind::Path => "an absolute path",
+        Kind::Address => "HOST:PORT, [IPV6]:PORT or none",
+        Kind::Words => "one or more of the words: queue-runner, evaluator, notify",
+    }
+    .to_owned()
+}
+
+/// `64M` and the like; `None` on anything else or above `i64::MAX`.
+fn parse_bytes(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.trim() {
+        "" | "B" => 0,
+        "K" | "KiB" | "k" => 10,
+        "M" | "MiB" => 20,
+        "G" | "GiB" => 30,
+        "T" | "TiB" => 40,
+        _ => return None,
+    };
+    let number: u64 = number.parse().ok()?;
+    let bytes = number.checked_mul(1 << shift)?;
+    i64::try_from(bytes).is_ok().then_some(bytes)
+}
+
+/// `10m` and the like; at most 100 years, so that adding it to a clock is safe.
+fn parse_seconds(text: &str) -> Option<Duration> {
+    const SECS_MAX: u64 = 100 * 366 * 86_400;
+    let text = text.trim();
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit.trim() {
+        "" | "s" => 1,
+        "m" | "min" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => return None,
+    };
+    let secs = number.parse::<u64>().ok()?.checked_mul(factor)?;
+    (secs <= SECS_MAX).then(|| Duration::from_secs(secs))
+}
+
+/// The outer `None` is a wrong text, the inner one `none`.
+fn parse_address(text: &str) -> Option<Option<Address>> {
+    let text = text.trim();
+    if text == "none" {
+        return Some(None);
+    }
+    let (host, port) = text.rsplit_once(':')?;
+    let port = port.parse().ok()?;
+    let host = match host.strip_prefix('[') {
+        Some(host) => host.strip_suffix(']')?,
+        None if host.contains(':') => return None,
+        None => host,
+    };
+    let host = host.to_owned();
+    (!host.is_empty() && !host.contains(char::is_whitespace))
+        .then_some(Some(Address { host, port }))
+}
+
+/// A hydra.conf in which every setting of hydrad stands with its default, commented out.
+pub fn commented_conf() -> String {
+    let mut out = String::from(
+        "# hydra.conf, as hydrad reads it. Every setting is shown with its default; remove the `#`\n\
+         # to change one. Settings of Hydra's web server, evaluator and notifier may stand here too.\n\
+         # `hydrad check` shows what is in effect, and from where.\n",
+    );
+    for definition in DEFINITIONS.iter().filter(|d| d.role == Role::Used) {
+        out.push('\n');
+        for line in wrap(definition.help, 96) {
+            out.push_str("# ");
+            out.push_str(&line);
+            out.push('\n');
+        }
+        let default = definition.default;
+        let line = format!("#{} = {default}", definition.key);
+        out.push_str(line.trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.len() + 1 + word.len() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}

@@ -1,0 +1,167 @@
+//! The program under test, as a child process.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::sync::OnceLock;
+
+use super::process::Running;
+use super::{Db, NixStore, RunAs, TestDir};
+
+/// What to start; see [`Hydrad::run`].
+pub struct HydradBuilder {
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+    user: RunAs,
+}
+
+/// A running hydrad. It is killed when dropped; a failing test shows the end of its log.
+pub struct Hydrad {
+    running: Running,
+    _dir: TestDir,
+}
+
+impl Hydrad {
+    /// `hydrad ARGS`, by default without root's rights.
+    pub fn run(args: &[&str]) -> HydradBuilder {
+        let args = args.iter().map(|arg| arg.to_string()).collect();
+        let mut builder = HydradBuilder {
+            args,
+            env: Vec::new(),
+            user: RunAs::Unprivileged,
+        };
+        for name in ["RUST_LOG", "RUST_BACKTRACE", "PATH"] {
+            if let Ok(value) = std::env::var(name) {
+                builder = builder.env(name, value);
+            }
+        }
+        builder
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.running.pid()
+    }
+
+    pub fn log(&self) -> String {
+        self.running.log()
+    }
+
+    /// Wait for a line of the log that contains `needle`, and return it.
+    pub fn wait_log(&mut self, needle: &str) -> String {
+        self.running.wait_log(needle)
+    }
+
+    /// Ask until there is an answer, for as long as the process lives.
+    pub fn eventually<T>(&mut self, what: &str, ask: impl FnMut() -> Option<T>) -> T {
+        self.running.eventually(what, ask)
+    }
+
+    /// Wait until a query's only row and column is `true`.
+    pub fn wait_sql(&mut self, db: &Db, sql: &str) {
+        let mut client = db.client();
+        self.eventually(sql, || {
+            client
+                .query_one(sql, &[])
+                .expect(sql)
+                .get::<_, bool>(0)
+                .then_some(())
+        });
+    }
+
+    /// SIGKILL, as a crash would be; children of the process stay to find out for themselves.
+    pub fn kill_9(&mut self) {
+        self.running.kill_9();
+    }
+
+    pub fn hang_up(&self) {
+        self.running.signal(libc::SIGHUP);
+    }
+
+    pub fn signal(&self, signal: i32) {
+        self.running.signal(signal);
+    }
+
+    /// SIGTERM, then wait for the end.
+    pub fn terminate(&mut self) -> ExitStatus {
+        self.running.signal(libc::SIGTERM);
+        self.running.wait()
+    }
+
+    /// Wait for the end that it comes to by itself.
+    pub fn wait(&mut self) -> ExitStatus {
+        self.running.wait()
+    }
+}
+
+impl HydradBuilder {
+    pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
+    pub fn envs(mut self, env: impl IntoIterator<Item = (String, String)>) -> Self {
+        self.env.extend(env);
+        self
+    }
+
+    pub fn run_as(mut self, user: RunAs) -> Self {
+        self.user = user;
+        self
+    }
+
+    /// Use this database.
+    pub fn db(self, db: &Db) -> Self {
+        self.env("HYDRA_DBI", db.dbi())
+    }
+
+    /// Use this store, with its owner's rights.
+    pub fn store(self, store: &NixStore) -> Self {
+        self.envs(store.env()).run_as(store.owner())
+    }
+
+    /// The command as it stands, for programs that end by themselves.
+    pub fn command(&self) -> Command {
+        let mut command = self.user.command(binary());
+        command
+            .args(&self.args)
+            .envs(self.env.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
+    /// Start it with its output in a log of its own. Returns at once; wait for a log line or a row that tells it is up.
+    pub fn start(self) -> Hydrad {
+        let dir = TestDir::new(self.user);
+        let running = Running::start(
+            self.command(),
+            "hydrad",
+            &dir.join("hydrad.log"),
+            libc::SIGKILL,
+        );
+        Hydrad { running, _dir: dir }
+    }
+}
+
+/// The program in a place where everybody may execute it: a checkout may lie in somebody's private home.
+pub fn binary() -> &'static Path {
+    static COPY: OnceLock<(PathBuf, Option<TestDir>)> = OnceLock::new();
+    let original = Path::new(env!("CARGO_BIN_EXE_hydrad"));
+    let (path, _) = COPY.get_or_init(|| {
+        if !super::user::is_root() {
+            return (original.into(), None);
+        }
+        extern "C" fn at_exit() {
+            if let Some((_, Some(dir))) = COPY.get() {
+                super::dir::remove_or_keep(dir.path());
+            }
+        }
+        let dir = TestDir::new(RunAs::Me);
+        let copy = dir.join("hydrad");
+        if std::fs::hard_link(original, &copy).is_err() {
+            std::fs::copy(original, &copy)
+                .unwrap_or_else(|e| panic!("cannot copy {}: {e}", original.display()));
+        }
+        // SAFETY: the handler only uses a static that is never dropped.
+        unsafe { libc::atexit(at_exit) };
+        (copy, Some(dir))
+    });
+    path
+}

@@ -1,0 +1,36 @@
+//! Fixtures of the integration tests: real parts, started privately and taken away again.
+//!
+//! A PostgreSQL cluster ([`Pg`]), Nix stores ([`NixStore`], [`SecondStore`]), a nix-daemon ([`NixDaemon`]), an sshd
+//! ([`Sshd`]), stub builders ([`StubBuilders`]), the program itself ([`Hydrad`]) and a foreign listener ([`Listener`]).
+//!
+//! Rules they keep:
+//! - Nothing of the machine's own PostgreSQL, Nix or sshd is touched: every part lives in a [`TestDir`] under /tmp.
+//! - Every process is ended by its own pid when its guard is dropped, or by the kernel when the test process dies.
+//! - Nothing waits for a time. [`eventually`] and its relatives wait for a condition and give up loudly.
+//! - They work for root, who hands parts to an unprivileged user ([`RunAs::Unprivileged`]), and for anybody else.
+//!
+//! Environment: `HYDRAD_TEST_KEEP=1` keeps the directories; `HYDRAD_TEST_PATIENCE=SECS` (default 60) is how long a
+//! condition may take; `PG_BIN` names the directory of PostgreSQL's programs.
+
+// Each test crate compiles this module for itself and uses a part of it.
+#![allow(dead_code, unused_imports)]
+
+mod dir;
+mod hydrad;
+mod listener;
+mod nix;
+mod pg;
+mod process;
+mod sshd;
+mod stub;
+mod user;
+
+pub use dir::TestDir;
+pub use hydrad::{Hydrad, HydradBuilder};
+pub use listener::{Event, Listener};
+pub use nix::{NixDaemon, NixStore, SecondStore};
+pub use pg::{Db, Pg};
+pub use process::{eventually, has_program, output_of, patience, Running};
+pub use sshd::{SshConfig, Sshd};
+pub use stub::StubBuilders;
+pub use user::RunAs;
