@@ -10,6 +10,7 @@ pub mod derivation_hash;
 pub mod hash;
 pub mod nar;
 pub mod path_info;
+pub mod products;
 pub mod store_path;
 
 use std::io;

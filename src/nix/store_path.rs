@@ -123,7 +123,8 @@ pub fn hash_part(path: &str) -> &str {
 
 /// What follows the hash part and its dash; empty if the path is no valid one.
 pub fn name_part(path: &str) -> &str {
-    base_name(path).get(HASH_PART_LEN + 1..).unwrap_or("")
+    let after_hash = base_name(path).get(HASH_PART_LEN..);
+    after_hash.and_then(|s| s.strip_prefix('-')).unwrap_or("")
 }
 
 /// The name of a derivation: the name part of its path without `.drv`.
@@ -251,7 +252,8 @@ mod tests {
         assert_eq!(drv_name(&format!("{HASH}-hello")), None);
         assert_eq!(hash_part("/x/short"), "short");
         assert_eq!(name_part("/x/short"), "");
-        // A multi-byte character across the hash part's end.
+        assert_eq!(name_part(&format!("/x/{HASH}_name")), "");
+        // A character of two bytes across the hash part's end.
         assert_eq!(name_part(&format!("/x/{}é-name", &HASH[1..])), "");
     }
 
