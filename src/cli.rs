@@ -1,1 +1,99 @@
-//! Command line definitions.
+//! The command line: one definition for parsing and help.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::admin;
+use crate::admin::connect::StateArgs;
+
+/// The complete backend of a Nix build farm
+///
+/// hydrad serves Hydra's database, hydra.conf and machines file and builds on plain ssh builders.
+/// Start with `hydrad check`, which writes nothing, then `hydrad run`.
+#[derive(Parser, Debug)]
+#[command(name = "hydrad", version, max_term_width = 100, disable_help_subcommand = true)]
+pub struct Cli {
+    /// Say more (twice: much more)
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    pub verbose: u8,
+    /// Say less: warnings and errors only
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Run all configured services in one process
+    Run(RunArgs),
+    /// Run the queue runner alone
+    QueueRunner(QueueRunnerArgs),
+    /// Make or upgrade the tables
+    Init(admin::init::InitArgs),
+    /// Check settings, machines, database, store and rights; writes nothing
+    Check(admin::check::CheckArgs),
+    Enqueue(admin::enqueue::EnqueueArgs),
+    Status(admin::status::StatusArgs),
+    Log(admin::log::LogArgs),
+    Simulate(admin::simulate::SimulateArgs),
+}
+
+/// Run all configured services in one process
+///
+/// With --state DIR everything lives in DIR: a private PostgreSQL (made at the first start), logs and GC roots. Without
+/// it the database is the one that HYDRA_DBI, HYDRA_DATABASE_URL, PG* or hydra.conf name, by default `hydra` on this host.
+///
+/// SIGTERM stops: nothing new is started, running steps get `stop_timeout`. SIGHUP reads hydra.conf and the machines again.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub state: StateArgs,
+    /// Start although Hydra's own programs work on the same database
+    #[arg(long)]
+    pub beside: bool,
+}
+
+/// Run the queue runner alone
+///
+/// For hosts where the evaluator and the notifier are other processes. The old program's options are understood.
+#[derive(Args, Debug)]
+pub struct QueueRunnerArgs {
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// Nix's `--option NAME VALUE`, taken for compatibility and ignored
+    #[arg(long, num_args = 2, value_names = ["NAME", "VALUE"], hide = true)]
+    pub option: Vec<String>,
+}
+
+/// The arguments with the program's own name in front: `hydra-queue-runner` becomes `hydrad queue-runner`.
+pub fn arguments(args: impl IntoIterator<Item = std::ffi::OsString>) -> Vec<std::ffi::OsString> {
+    let mut args: Vec<std::ffi::OsString> = args.into_iter().collect();
+    let name = args.first().map(PathBuf::from).and_then(|path| path.file_name().map(|name| name.to_owned()));
+    let service = match name.as_deref().and_then(|name| name.to_str()) {
+        Some("hydra-queue-runner") => "queue-runner",
+        Some("hydra-init") => "init",
+        _ => return args,
+    };
+    args.insert(1, service.into());
+    args
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn old_names_choose_their_service() {
+        let args = |words: &[&str]| arguments(words.iter().map(|word| word.into()));
+        assert_eq!(args(&["/usr/bin/hydra-queue-runner", "-v"]), ["/usr/bin/hydra-queue-runner", "queue-runner", "-v"]);
+        assert_eq!(args(&["hydrad", "run"]), ["hydrad", "run"]);
+    }
+}

@@ -1,5 +1,48 @@
-//! The `hydrad` binary.
+//! The `hydrad` binary: chooses the command, prints an error once with its causes, sets the exit code.
 
-fn main() {
-    println!("hydrad {}", env!("CARGO_PKG_VERSION"));
+use std::process::ExitCode;
+
+use clap::Parser;
+use hydrad::admin;
+use hydrad::cli::{arguments, Cli, Command};
+
+/// Exit code for what cannot be done, beside 1 for what was done and found wanting.
+const CANNOT: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse_from(arguments(std::env::args_os()));
+    let serves = matches!(cli.command, Command::Run(_) | Command::QueueRunner(_));
+    start_log(&cli, serves);
+    let result = match cli.command {
+        Command::Run(args) => admin::serve::run(&args),
+        Command::QueueRunner(args) => admin::serve::run(&args.run),
+        Command::Init(args) => admin::init::run(&args),
+        Command::Check(args) => admin::check::run(&args),
+        Command::Enqueue(args) => admin::enqueue::run(&args),
+        Command::Status(args) => admin::status::run(&args),
+        Command::Log(args) => admin::log::run(&args),
+        Command::Simulate(args) => admin::simulate::run(&args),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("hydrad: {error:#}");
+        ExitCode::from(CANNOT)
+    })
+}
+
+/// Services say what they do; commands only what is wrong. Under systemd the journal adds the time.
+fn start_log(cli: &Cli, serves: bool) {
+    let level = match (cli.quiet, cli.verbose, serves) {
+        (true, _, _) => "warn",
+        (false, 0, false) => "warn",
+        (false, 0 | 1, _) => "info",
+        (false, 2, _) => "hydrad=debug,info",
+        (false, _, _) => "trace",
+    };
+    let mut logger = env_logger::Builder::from_env(env_logger::Env::new().filter_or("HYDRAD_LOG", level));
+    if std::env::var_os("JOURNAL_STREAM").is_some() {
+        logger.format_timestamp(None);
+    } else {
+        logger.format_timestamp_millis();
+    }
+    logger.format_target(false).init();
 }

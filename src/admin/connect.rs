@@ -50,7 +50,7 @@ impl StateArgs {
             Some(dir) => {
                 connect::refuse_two_databases(&environment, settings)?;
                 let dir = absolute(dir)?;
-                Embedded::target_of_running(&dir).with_context(|| {
+                Embedded::running(&dir)?.with_context(|| {
                     format!("no hydrad works in {0}; start it with `hydrad run --state {0}`", dir.display())
                 })
             }

@@ -1,1 +1,3 @@
-//! (room being furnished)
+//! Building blocks without domain words.
+
+pub mod text;

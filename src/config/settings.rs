@@ -175,7 +175,14 @@ pub const DEFINITIONS: &[Definition] = &[
     used("status_address", Kind::Address, "127.0.0.1:9199",
         "Where the status pages and their JSON are served. none: nowhere."),
     used("stop_timeout", Kind::Seconds, "60",
-        "When hydrad is told to stop, it waits this long for what cannot be interrupted cleanly."),
+        "When hydrad is told to stop, it starts nothing new and gives running steps this long."),
+    used("queue_poll_interval", Kind::Seconds, "60",
+        "How often the queue is read without a notification, as a safety net. 0: never."),
+    used("max_tries", count(1, 100), "5",
+        "How often a step is tried that fails for a reason which another try may cure."),
+    used("retry_interval", Kind::Seconds, "60",
+        "The pause before a step's second try; each further one is three times as long, up to 30 \
+         minutes."),
     used("connect_timeout", Kind::Seconds, "60",
         "A machine must accept the ssh connection within this time."),
     used("handshake_timeout", Kind::Seconds, "60",
@@ -426,6 +433,10 @@ pub struct Settings {
     pub queue_runner_metrics_address: Option<Address>,
     pub status_address: Option<Address>,
     pub stop_timeout: Duration,
+    /// `None`: the queue is read on notifications only.
+    pub queue_poll_interval: Option<Duration>,
+    pub max_tries: u32,
+    pub retry_interval: Duration,
     pub deadlines: Deadlines,
     pub connection_idle: Duration,
     pub connection_age: Duration,
@@ -586,6 +597,10 @@ pub fn survey(
         queue_runner_metrics_address: values.address("queue_runner_metrics_address"),
         status_address: values.address("status_address"),
         stop_timeout: values.seconds("stop_timeout"),
+        queue_poll_interval: Some(values.seconds("queue_poll_interval"))
+            .filter(|every| !every.is_zero()),
+        max_tries: values.count("max_tries"),
+        retry_interval: values.seconds("retry_interval"),
         deadlines: Deadlines {
             connect: values.seconds("connect_timeout"),
             handshake: values.seconds("handshake_timeout"),

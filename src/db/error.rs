@@ -92,6 +92,11 @@ impl DbError {
         }
     }
 
+    /// `lock_timeout` expired: somebody else holds a row for longer.
+    pub fn is_lock_timeout(&self) -> bool {
+        self.sql_state() == Some(SqlState::LOCK_NOT_AVAILABLE.code())
+    }
+
     /// The server's five-character error code.
     pub fn sql_state(&self) -> Option<&str> {
         match self {

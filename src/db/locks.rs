@@ -22,6 +22,7 @@ const TAKE_SERVICE_LOCK: &str = include_str!("../../sql/session/take_service_loc
 const CHECK_SERVICE_LOCK: &str = include_str!("../../sql/session/check_service_lock.sql");
 const FIND_LOCK_HOLDERS: &str = include_str!("../../sql/session/find_lock_holders.sql");
 const FIND_NAMED_SESSIONS: &str = include_str!("../../sql/session/find_named_sessions.sql");
+const SHOW_BACKEND: &str = include_str!("../../sql/session/show_backend.sql");
 const MARK_SESSION: &str = include_str!("../../sql/session/mark_session.sql");
 const SHOW_MARK: &str = include_str!("../../sql/session/show_mark.sql");
 
@@ -75,6 +76,14 @@ pub struct ServiceLock {
     service: Service,
 }
 
+/// Where to look for a lock in `pg_locks`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LockProof {
+    pub backend_pid: i32,
+    pub class: i64,
+    pub object: i64,
+}
+
 /// Whether the lock was free.
 pub enum Taken {
     Yes(Box<ServiceLock>),
@@ -97,6 +106,16 @@ impl ServiceLock {
         } else {
             Ok(Taken::HeldBy(holders(&mut client, service)?))
         }
+    }
+
+    /// What others need to check, in transactions of their own, that this session holds the lock.
+    pub fn proof(&mut self) -> Result<LockProof, DbError> {
+        let backend_pid = self.client.query_one(SHOW_BACKEND, &[])?.get(0);
+        Ok(LockProof {
+            backend_pid,
+            class: i64::from(LOCK_CLASS),
+            object: i64::from(lock_number(self.service)),
+        })
     }
 
     /// Asks the server whether this session still holds the lock. An error means: stop writing.

@@ -4,11 +4,17 @@
 //! running service, and what Hydra's schema looks like. Does not decide anything about builds.
 
 pub mod connect;
+pub mod enqueue;
 pub mod error;
+pub mod known_output;
+pub mod leftovers;
 pub mod listen;
 pub mod locks;
 pub mod os_user;
+pub mod payload;
 pub mod pool;
+pub mod queue;
+pub mod writer;
 
 pub use connect::DbTarget;
 pub use error::DbError;

@@ -14,7 +14,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use postgres::{Client, Statement, Transaction};
+use postgres::types::ToSql;
+use postgres::{Client, Row, Statement, Transaction};
 use r2d2::ManageConnection;
 
 use super::connect::DbTarget;
@@ -67,12 +68,77 @@ impl Conn {
     }
 
     /// A transaction; rolled back when dropped without `commit`.
-    pub fn transaction(&mut self) -> Result<Transaction<'_>, DbError> {
-        Ok(self.client.transaction()?)
+    pub fn transaction(&mut self) -> Result<Tx<'_>, DbError> {
+        Ok(Tx {
+            transaction: self.client.transaction()?,
+            statements: &mut self.statements,
+        })
+    }
+
+    /// Rows of one statement of the program, in a transaction of its own.
+    pub fn query(
+        &mut self,
+        sql: &'static str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, DbError> {
+        let statement = self.prepared(sql)?;
+        Ok(self.client.query(&statement, parameters)?)
+    }
+
+    /// Runs one statement of the program in a transaction of its own; gives the number of rows.
+    pub fn execute(
+        &mut self,
+        sql: &'static str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<u64, DbError> {
+        let statement = self.prepared(sql)?;
+        Ok(self.client.execute(&statement, parameters)?)
     }
 
     pub fn client(&mut self) -> &mut Client {
         &mut self.client
+    }
+}
+
+/// A transaction that knows its connection's prepared statements. Rolled back when dropped
+/// without [`Tx::commit`].
+pub struct Tx<'a> {
+    transaction: Transaction<'a>,
+    statements: &'a mut HashMap<&'static str, Statement>,
+}
+
+impl Tx<'_> {
+    fn prepared(&mut self, sql: &'static str) -> Result<Statement, DbError> {
+        if let Some(statement) = self.statements.get(sql) {
+            return Ok(statement.clone());
+        }
+        let statement = self.transaction.prepare(sql)?;
+        self.statements.insert(sql, statement.clone());
+        Ok(statement)
+    }
+
+    /// Rows of one statement of the program.
+    pub fn query(
+        &mut self,
+        sql: &'static str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, DbError> {
+        let statement = self.prepared(sql)?;
+        Ok(self.transaction.query(&statement, parameters)?)
+    }
+
+    /// Runs one statement of the program; gives the number of rows.
+    pub fn execute(
+        &mut self,
+        sql: &'static str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<u64, DbError> {
+        let statement = self.prepared(sql)?;
+        Ok(self.transaction.execute(&statement, parameters)?)
+    }
+
+    pub fn commit(self) -> Result<(), DbError> {
+        Ok(self.transaction.commit()?)
     }
 }
 

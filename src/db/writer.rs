@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 use super::payload;
+use super::locks::LockProof;
 use super::pool::{Pool, Tx};
 use super::DbError;
 use crate::base::text;
@@ -119,14 +120,6 @@ pub struct Surroundings {
     pub written: Arc<dyn Fn(Ticket) + Send + Sync>,
     /// The newest ticket up to which everything is committed.
     pub position: Arc<AtomicU64>,
-}
-
-/// Proof that our session still holds the service's lock, checked in every transaction.
-#[derive(Clone, Copy, Debug)]
-pub struct LockProof {
-    pub backend_pid: i32,
-    pub class: i64,
-    pub object: i64,
 }
 
 /// The row of a run.

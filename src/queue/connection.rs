@@ -2,7 +2,6 @@
 //!
 //! Knows which program is started for which machine and puts that program's name and words into errors.
 
-use std::io;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -43,7 +42,6 @@ pub struct Deadlines {
 }
 
 /// An open, greeted conversation.
-#[derive(Debug)]
 pub struct Connection {
     pub client: ServeClient<PipeReader, PipeWriter>,
     pub pipes: Arc<Pipes>,
@@ -74,7 +72,7 @@ pub fn command(line: &MachineLine, known_hosts: Option<&std::path::Path>) -> Com
         command.args(["--builders", "", "--serve", "--write"]);
         return command;
     }
-    command.arg(&line.ssh_target);
+    command.arg(line.ssh_target());
     // The user's own options come first: for ssh the first value of an option wins.
     if let Ok(options) = std::env::var("NIX_SSHOPTS") {
         command.args(options.split_whitespace());
@@ -156,7 +154,7 @@ impl Connection {
                 Err(cannot(match (interrupted, words.is_empty()) {
                     (Some(deadline), true) => format!("{deadline}; {program} said nothing"),
                     (Some(deadline), false) => format!("{deadline}; {program} said: {words}"),
-                    (None, _) if error.is_protocol() => {
+                    (None, _) if !matches!(error, WireError::Io(_)) => {
                         let said = if words.is_empty() { String::new() } else { format!("; {program} said: {words}") };
                         format!("{error}{said}")
                     }
@@ -216,7 +214,10 @@ impl Drop for Connection {
 
 /// The interruption behind a wire error, if it is one.
 pub fn interrupted(error: &WireError) -> Option<Interruption> {
-    error.io().and_then(|error: &io::Error| interruption(error)).cloned()
+    match error {
+        WireError::Io(error) | WireError::Source(error) => interruption(error).cloned(),
+        _ => None,
+    }
 }
 
 fn last_lines(text: &str, count: usize) -> String {

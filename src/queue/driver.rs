@@ -1,5 +1,6 @@
 //! The plan's thread: gives it events, carries its actions out. Never waits for anybody but the inbox.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -42,6 +43,8 @@ pub struct Ways {
 pub fn drive(mut plan: Plan, clock: PlanClock, inbox: &Receiver<Inbox>, ways: &Ways) {
     let mut actions = Vec::new();
     let mut batch: Vec<(QuestionId, Arc<str>)> = Vec::new();
+    // Events this thread makes itself: it must never wait for its own inbox.
+    let mut own: VecDeque<Event> = VecDeque::new();
     loop {
         let message = match plan.wake_at().and_then(|at| clock.instant(at)) {
             Some(at) => inbox.recv_deadline(at),
@@ -58,7 +61,7 @@ pub fn drive(mut plan: Plan, clock: PlanClock, inbox: &Receiver<Inbox>, ways: &W
                 Inbox::Event(event) => {
                     plan.turn(clock.now(), event, &mut actions);
                     for action in actions.drain(..) {
-                        carry_out(action, ways, &mut batch);
+                        carry_out(action, ways, &mut batch, &mut own);
                     }
                 }
                 // Whoever asked may have given up.
@@ -68,9 +71,11 @@ pub fn drive(mut plan: Plan, clock: PlanClock, inbox: &Receiver<Inbox>, ways: &W
                 Inbox::Leave => return,
             }
             taken += 1;
-            if taken < EVENTS_PER_ROUND {
-                next = inbox.try_recv().ok();
-            }
+            next = match own.pop_front() {
+                Some(event) => Some(Inbox::Event(event)),
+                None if taken < EVENTS_PER_ROUND => inbox.try_recv().ok(),
+                None => None,
+            };
         }
         if !batch.is_empty() {
             hand_out(&mut batch, &ways.questions);
@@ -90,7 +95,12 @@ fn hand_out(batch: &mut Vec<(QuestionId, Arc<str>)>, questions: &Sender<Question
     }
 }
 
-fn carry_out(action: Action, ways: &Ways, batch: &mut Vec<(QuestionId, Arc<str>)>) {
+fn carry_out(
+    action: Action,
+    ways: &Ways,
+    batch: &mut Vec<(QuestionId, Arc<str>)>,
+    own: &mut VecDeque<Event>,
+) {
     let context = &ways.context;
     match action {
         Action::Inspect { question, drv } => batch.push((question, drv)),
@@ -123,7 +133,7 @@ fn carry_out(action: Action, ways: &Ways, batch: &mut Vec<(QuestionId, Arc<str>)
                 let now = unix_now();
                 let outcome = Outcome::OurFault { message: message.into() };
                 let end = RunEnd { outcome, start: now, stop: now, overhead_ms: 0, has_log: false };
-                context.tell_plan_later(Event::RunEnded { run, end });
+                own.push_back(Event::RunEnded { run, end });
             }
         }
         Action::Kill { run } => context.runs.kill(run),

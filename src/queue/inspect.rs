@@ -119,20 +119,16 @@ fn scan(context: &Context, drv: &str) -> Scanned {
     if !matches!(facts.kind, DrvKind::InputAddressed | DrvKind::Fixed) {
         return unusable(format!("{drv} is content-addressed, which cannot be built yet"));
     }
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let outputs: Vec<String> = facts.outputs.iter().filter_map(|output| output.path).map(text).collect();
+    let outputs: Vec<String> = facts.outputs.iter().filter_map(|(_, path)| path.as_deref()).map(str::to_owned).collect();
     if outputs.is_empty() {
         return unusable(format!("{drv} has no outputs"));
     }
     let all_on_disk = outputs.iter().all(|path| std::fs::symlink_metadata(path).is_ok());
-    let mut features: Vec<Box<str>> = facts.required_features.iter().map(|f| text(f.as_ref()).into()).collect();
-    features.sort_unstable();
-    features.dedup();
     let spec = StepSpec {
-        platform: text(facts.platform).into(),
-        required_features: features,
-        prefer_local: facts.prefer_local,
-        inputs: facts.input_drvs.iter().map(|input| text(input.as_ref()).into()).collect(),
+        platform: facts.platform.into(),
+        required_features: facts.required_features.into_iter().map(String::into_boxed_str).collect(),
+        prefer_local: facts.prefer_local_build,
+        inputs: facts.input_drvs.into_iter().map(|input| input.into()).collect(),
     };
     Scanned::Open { spec, outputs, all_on_disk }
 }
@@ -208,13 +204,12 @@ fn describe(context: &Context, drv: &str) -> Result<BuildOutput, String> {
 /// # Errors
 /// A message naming the path at fault.
 pub fn from_store(context: &Context, outputs: &[(String, String)]) -> Result<BuildOutput, String> {
-    let mut scans = Vec::with_capacity(outputs.len());
-    for (name, path) in outputs {
-        let info = context.store.export_info(path)?;
-        let scan = context.store.scan(path)?;
-        scans.push(OutputScan { name: name.clone(), path: path.clone(), nar_size: info.nar_size, scan });
-    }
     let paths: Vec<&str> = outputs.iter().map(|(_, path)| path.as_str()).collect();
     let closure_size = context.store.closure_size(&paths)?;
+    let mut scans = Vec::with_capacity(outputs.len());
+    for ((name, path), scan) in outputs.iter().zip(context.store.scan(&paths)?) {
+        let nar_size = context.store.export_info(path)?.nar_size;
+        scans.push(OutputScan { name: name.clone(), path: path.clone(), nar_size, scan });
+    }
     Ok(products::build_output(&scans, closure_size, context.store.dir()))
 }

@@ -87,7 +87,7 @@ impl Machine {
     fn new(id: MachineId, line: Arc<MachineLine>, deadlines: Deadlines, keeping: Keeping, key_dir: PathBuf) -> Machine {
         Machine {
             id,
-            name: line.name.to_string(),
+            name: line.name.clone(),
             line: RwLock::new(line),
             deadlines,
             keeping,
@@ -109,7 +109,7 @@ impl Machine {
     fn set_line(&self, line: Arc<MachineLine>) {
         let changed = {
             let mut current = self.line.write().unwrap_or_else(|poisoned| poisoned.into_inner());
-            let changed = !current.leads_to_the_same(&line);
+            let changed = !leads_to_the_same(&current, &line);
             *current = line;
             changed
         };
@@ -189,7 +189,7 @@ impl Machine {
     fn known_hosts(&self, line: &MachineLine) -> Result<Option<PathBuf>, Trouble> {
         let (Some(key), false) = (&line.host_key, line.is_localhost) else { return Ok(None) };
         let path = self.key_dir.join(format!("host-key-{}", self.id));
-        let text = format!("{} {}\n", line.known_hosts_name(), key.trim());
+        let text = format!("{} {}\n", known_hosts_name(line), key.trim());
         if std::fs::read_to_string(&path).is_ok_and(|old| old == text) {
             return Ok(Some(path));
         }
@@ -224,6 +224,20 @@ impl Machine {
             };
             drop(closed);
         }
+    }
+}
+
+/// Whether connections made by one line may be used for the other.
+fn leads_to_the_same(a: &MachineLine, b: &MachineLine) -> bool {
+    (&a.host, &a.user, a.port, a.is_localhost, &a.remote_store, &a.ssh_key, &a.host_key)
+        == (&b.host, &b.user, b.port, b.is_localhost, &b.remote_store, &b.ssh_key, &b.host_key)
+}
+
+/// The host as ssh looks it up in a known_hosts file.
+fn known_hosts_name(line: &MachineLine) -> String {
+    match line.port {
+        Some(port) if port != 22 => format!("[{}]:{port}", line.host),
+        _ => line.host.clone(),
     }
 }
 
@@ -263,7 +277,7 @@ impl Registry {
     /// The machine of this name, made if it is new, with this configuration.
     pub fn configure(&self, line: &Arc<MachineLine>) -> MachineId {
         let mut machines = self.machines.write().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some(&id) = machines.by_name.get(&*line.name) {
+        if let Some(&id) = machines.by_name.get(&line.name) {
             let machine = machines.by_id[id.0 as usize].clone();
             drop(machines);
             machine.set_line(line.clone());

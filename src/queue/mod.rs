@@ -24,12 +24,12 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{bounded, unbounded, Receiver, Sender};
 
 use crate::config::machines::{LocalHost, MachinesFiles};
-use crate::config::settings::Settings;
+use crate::config::settings::{Service as ServiceName, Settings};
 use crate::db::connect::DbTarget;
 use crate::db::listen::Listener;
-use crate::db::locks::{self, Lock, Taken};
+use crate::db::locks::{self, LockProof, ServiceLock, Taken};
 use crate::db::pool::Pool;
-use crate::db::writer::{self, LockProof, Writer};
+use crate::db::writer::{self, Writer};
 use crate::db::{schema, DbError};
 use crate::model::Ticket;
 use crate::plan::event::{Event, PlanSettings};
@@ -134,14 +134,14 @@ impl Context {
         *self.lock.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Opens the listening session and takes the service's lock with it.
+    /// Opens the listening session and takes the service's lock.
     ///
     /// # Errors
     /// A message; also when another session holds the lock.
-    pub fn listen_and_lock(&self) -> Result<Listener, String> {
-        let (listener, proof) = listen_and_lock(&self.target).map_err(|error| error.to_string())?;
+    pub fn listen_and_lock(&self) -> Result<Sessions, String> {
+        let (sessions, proof) = listen_and_lock(&self.target).map_err(|error| error.to_string())?;
         *self.lock.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(proof);
-        Ok(listener)
+        Ok(sessions)
     }
 
     /// The plan's thread lives.
@@ -173,16 +173,26 @@ impl Context {
     }
 }
 
-fn listen_and_lock(target: &DbTarget) -> Result<(Listener, LockProof), Error> {
-    let mut listener = Listener::connect(target, APPLICATION_NAME, &monitor::CHANNELS)?;
-    match locks::take(listener.client(), Lock::QueueRunner)? {
-        Taken::Ours(held) => {
-            let proof = LockProof { backend_pid: held.backend_pid, class: held.class, object: held.object };
-            Ok((listener, proof))
+/// The two sessions outside the pool.
+pub struct Sessions {
+    pub listener: Listener,
+    pub lock: Box<ServiceLock>,
+}
+
+fn listen_and_lock(target: &DbTarget) -> Result<(Sessions, LockProof), Error> {
+    let listener = Listener::connect(target, APPLICATION_NAME, &monitor::CHANNELS)?;
+    match ServiceLock::try_take(target, ServiceName::QueueRunner, APPLICATION_NAME)? {
+        Taken::Yes(mut lock) => {
+            let proof = lock.proof()?;
+            Ok((Sessions { listener, lock }, proof))
         }
-        Taken::HeldBy(holder) => Err(Error::Running(format!(
-            "another queue runner works on this database: {holder}; stop it first"
-        ))),
+        Taken::HeldBy(holders) => {
+            let holders: Vec<String> = holders.iter().map(ToString::to_string).collect();
+            Err(Error::Running(format!(
+                "another queue runner works on this database: {}; stop it first",
+                holders.join(", ")
+            )))
+        }
     }
 }
 
@@ -223,18 +233,16 @@ fn start(config: &Config) -> Result<Service, Error> {
     }
     let locks = take_lock_files(settings)?;
     let mut client = config.target.connect(APPLICATION_NAME)?;
-    if let Some(hint) = crate::db::connect::detect_transaction_pooler(&mut client)? {
-        return Err(Error::Setting(hint));
-    }
     let state = schema::check_schema(&mut client)?;
     state.refuse_unless_usable()?;
     if !config.beside {
-        locks::refuse_foreign(&mut client, Lock::QueueRunner)?;
+        refuse_foreign(&mut client)?;
     }
     drop(client);
-    let (listener, proof) = listen_and_lock(&config.target)?;
+    locks::refuse_transaction_pooler(&config.target)?;
+    let (sessions, proof) = listen_and_lock(&config.target)?;
     let context_parts = parts(settings)?;
-    let pool = Pool::new(&config.target, APPLICATION_NAME, settings.max_db_connections)?;
+    let pool = Pool::new(config.target.clone(), settings.max_db_connections, APPLICATION_NAME);
     let (plan_sender, plan_inbox) = bounded(INBOX);
     // Bounded by the plan's credit, so that the plan never waits for the writer.
     let (writer_sender, writer_inbox) = unbounded();
@@ -267,7 +275,20 @@ fn start(config: &Config) -> Result<Service, Error> {
     for body in adopt::settle(&context).map_err(Error::Leftovers)? {
         let _ = context.writer.send(writer::Message::Write(writer::Entry { ticket: Ticket(0), body }));
     }
-    start_threads(config, context, writer, plan_inbox, listener, locks)
+    start_threads(config, context, writer, plan_inbox, sessions, locks)
+}
+
+/// Hydra's own queue runner at work on this database.
+fn refuse_foreign(client: &mut postgres::Client) -> Result<(), Error> {
+    let sessions = locks::foreign_sessions(client, ServiceName::QueueRunner)?;
+    if sessions.is_empty() {
+        return Ok(());
+    }
+    let sessions: Vec<String> = sessions.iter().map(ToString::to_string).collect();
+    Err(Error::Running(format!(
+        "Hydra's own queue runner works on this database: {}; stop it first, or start with --beside if you know better",
+        sessions.join(", ")
+    )))
 }
 
 fn is_local_store(uri: &str) -> bool {
@@ -364,7 +385,7 @@ fn start_threads(
     context: Arc<Context>,
     writer: JoinHandle<()>,
     plan_inbox: Receiver<Inbox>,
-    listener: Listener,
+    sessions: Sessions,
     locks: Vec<LockFile>,
 ) -> Result<Service, Error> {
     let mut threads = Vec::new();
@@ -390,7 +411,7 @@ fn start_threads(
     let monitor = monitor::Monitor::new(context.clone(), monitor_inbox);
     threads.push(("monitor", spawn("monitor", move || monitor.run())?));
     let (for_listener, to_monitor) = (context.clone(), monitor_sender.clone());
-    threads.push(("listen", spawn("listen", move || monitor::listen(&for_listener, listener, &to_monitor))?));
+    threads.push(("listen", spawn("listen", move || monitor::listen(&for_listener, sessions, &to_monitor))?));
     let files = machines_files();
     let for_machines = context.clone();
     threads.push(("machines", spawn("machines", move || watch_machines::watch(&for_machines, files, &machines_inbox))?));

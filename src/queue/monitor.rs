@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
-use super::Context;
-use crate::db::listen::Listener;
+use super::{Context, Sessions};
 use crate::db::queue as statements;
 use crate::db::DbError;
 use crate::model::{BuildId, JobsetId, Ticket};
@@ -36,6 +35,8 @@ const LIST_CHUNK: usize = 4_000;
 /// A list is not read again before this many times its own duration has passed.
 const LIST_REST_FACTOR: u32 = 5;
 const LIST_REST_MAX: Duration = Duration::from_secs(30);
+/// How often the session with the lock is asked whether it still has it.
+const LOCK_CHECK: Duration = Duration::from_secs(30);
 /// Pause before the database is asked again.
 const AWAY_PAUSE: Duration = Duration::from_secs(1);
 
@@ -169,7 +170,7 @@ impl Monitor {
     /// Does what is wanted and allowed now. What fails stays wanted.
     fn work(&mut self) -> Result<(), DbError> {
         if let Some(from) = self.added_from {
-            let rows = statements::builds_from(&mut self.conn()?, from, PAGE as i64)?;
+            let rows = statements::builds_from(&mut *self.conn()?, from, PAGE as i64)?;
             self.send_rows(rows)?;
             self.added_from = None;
         }
@@ -179,7 +180,7 @@ impl Monitor {
         }
         if self.shares_wanted {
             let known: Vec<i32> = self.known_jobsets.iter().map(|id| id.0).collect();
-            for (id, shares) in statements::jobset_shares(&mut self.conn()?, &known)? {
+            for (id, shares) in statements::jobset_shares(&mut *self.conn()?, &known)? {
                 self.context.tell_plan(Event::Shares { id, shares });
             }
             self.shares_wanted = false;
@@ -187,7 +188,7 @@ impl Monitor {
         while self.pages_out == 0 {
             let Some(builds) = self.wanted.front() else { break };
             let ids: Vec<i32> = builds.iter().map(|id| id.0).collect();
-            let rows = statements::builds(&mut self.conn()?, &ids)?;
+            let rows = statements::builds(&mut *self.conn()?, &ids)?;
             self.wanted.pop_front();
             self.send_rows(rows)?;
         }
@@ -247,7 +248,7 @@ impl Monitor {
             return Ok(());
         }
         let since = unix_now() - i64::from(self.context.share_window_secs);
-        if let Some(jobset) = statements::jobset(&mut self.conn()?, id, since)? {
+        if let Some(jobset) = statements::jobset(&mut *self.conn()?, id, since)? {
             self.context.tell_plan(Event::Jobset {
                 id,
                 name: jobset.name.into(),
@@ -259,22 +260,31 @@ impl Monitor {
         Ok(())
     }
 
-    fn conn(&self) -> Result<crate::db::pool::Conn, DbError> {
+    fn conn(&self) -> Result<crate::db::PooledConn, DbError> {
         self.context.pool.get(Duration::from_secs(30))
     }
 }
 
 /// The body of the listening thread: hands on what comes, connects again whenever the connection is lost, and
 /// holds the service's lock with the same session, so that losing one is losing the other.
-pub fn listen(context: &Context, first: Listener, monitor: &Sender<Message>) {
-    let mut listener = Some(first);
+pub fn listen(context: &Context, first: Sessions, monitor: &Sender<Message>) {
+    let mut sessions = Some(first);
     loop {
-        let Some(mut current) = listener.take().or_else(|| connect(context)) else { return };
+        let Some(mut current) = sessions.take().or_else(|| connect(context)) else { return };
+        let mut checked = Instant::now();
         if monitor.send(Message::Listening).is_err() {
             return;
         }
         loop {
-            match current.next(Duration::from_millis(500)) {
+            if context.lock_proof().is_none() || (checked.elapsed() >= LOCK_CHECK && current.lock.check().is_err()) {
+                context.lock_lost();
+                log::error!("the session with our lock on the database is lost; taking the lock again");
+                break;
+            }
+            if checked.elapsed() >= LOCK_CHECK {
+                checked = Instant::now();
+            }
+            match current.listener.next(Duration::from_millis(500)) {
                 Ok(Some(notice)) => {
                     let message = Message::Notice { channel: notice.channel, payload: notice.payload };
                     if monitor.send(message).is_err() {
@@ -294,13 +304,13 @@ pub fn listen(context: &Context, first: Listener, monitor: &Sender<Message>) {
 }
 
 /// Connects, listens and takes the lock again, until it works or the process stops.
-fn connect(context: &Context) -> Option<Listener> {
+fn connect(context: &Context) -> Option<Sessions> {
     let mut told = false;
     while !context.is_stopping() {
         match context.listen_and_lock() {
-            Ok(listener) => {
+            Ok(sessions) => {
                 log::info!("listening on the database again");
-                return Some(listener);
+                return Some(sessions);
             }
             Err(error) => {
                 if !told {

@@ -4,17 +4,16 @@
 //! path send it once. Waiting for the machine to substitute happens elsewhere.
 
 use std::collections::HashSet;
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use crossbeam_channel::{unbounded, Receiver, RecvTimeoutError, Sender};
 
-use super::connection::{interrupted, Connection, Trouble};
+use super::connection::{Connection, Trouble};
 use super::machine::Machine;
 use crate::store::local::{LocalStore, PathMeta};
-use crate::sys::pipes::interruption;
 use crate::sys::thread;
+use crate::wire::Error as WireError;
 
 /// An unused sending thread leaves after this time.
 const IDLE_MAX: Duration = Duration::from_secs(60);
@@ -109,20 +108,14 @@ fn send_missing(
     let mut sent = Sent::default();
     for meta in paths.iter().filter(|meta| !valid.contains(&*meta.path)) {
         let info = store.export_info(&meta.path).map_err(Trouble::Ours)?;
-        let mut failed_here = None;
-        let result = connection.client.add_to_store_nar_with(&info, |sink| {
-            store.dump(&meta.path, sink).inspect_err(|error| {
-                if interruption(error).is_none() && error.kind() != io::ErrorKind::BrokenPipe {
-                    failed_here = Some(format!("cannot read {}: {error}", meta.path));
-                }
-            })
-        });
-        if let Err(error) = result {
+        let result = store.read_nar(&meta.path, |nar| connection.client.add_to_store_nar(&info, nar));
+        match result.map_err(Trouble::Ours)? {
+            Ok(()) => {}
             // Half a NAR has left: the connection is of no use any more, whoever is at fault.
-            return Err(match failed_here {
-                Some(message) if !error.is_eof() && interrupted(&error).is_none() => Trouble::Ours(message),
-                _ => connection.trouble(&error, &format!("sending {}", meta.path)),
-            });
+            Err(WireError::Source(error)) => {
+                return Err(Trouble::Ours(format!("cannot read {} from the local store: {error}", meta.path)));
+            }
+            Err(error) => return Err(connection.trouble(&error, &format!("sending {}", meta.path))),
         }
         sent.paths += 1;
         sent.nar_bytes += info.nar_size;

@@ -18,16 +18,18 @@ use super::Context;
 use crate::db::writer::{Body, Entry, Message, StartAck, StartStep};
 use crate::model::{BuildOutput, BuildStatus, Phase, RunId, UnixSecs};
 use crate::nix::derivation::{Derivation, DerivationFacts};
-use crate::nix::products::{self, OutputScan};
+use crate::nix::products::{self, MemberScan, OutputScan};
+use crate::nix::ValidPathInfo;
 use crate::plan::action::Start;
 use crate::plan::event::{Event, Outcome, RunEnd};
-use crate::store::local::PathMeta;
+use crate::store::local::{ImportError, PathMeta};
 use crate::sys::child::plain_error;
 use crate::sys::clock::unix_now;
 use crate::sys::kill::KillSwitch;
 use crate::sys::pipes::{BuildLimits, ReplyWait};
 use crate::sys::thread;
-use crate::wire::serve::{BuildOptions, BuildResult, BuildStatus as NixStatus};
+use crate::wire::Error as WireError;
+use crate::wire::{BuildOptions, BuildResult, ResultStatus as NixStatus, ServePathInfo};
 
 /// An unused slot thread leaves after this time.
 const IDLE_MAX: Duration = Duration::from_secs(60);
@@ -273,8 +275,8 @@ impl Attempt<'_> {
                 .map_err(|error| ours(format!("cannot read the input derivation {input}: {}", plain_error(&error))))?;
             let facts = DerivationFacts::scan(&bytes).map_err(|error| unusable(format!("{input}: {error}")))?;
             for name in wanted {
-                match facts.outputs.iter().find(|output| output.name == name.as_bytes()).and_then(|o| o.path) {
-                    Some(path) => inputs.push(String::from_utf8_lossy(path).into_owned()),
+                match facts.outputs.iter().find(|output| output.0 == *name).and_then(|output| output.1.as_deref()) {
+                    Some(path) => inputs.push(path.to_owned()),
                     None => return Err(unusable(format!("{input} has no output '{name}' with a known path"))),
                 }
             }
@@ -411,8 +413,8 @@ impl Attempt<'_> {
         connection.pipes.start_log(log, max_log_size);
         self.has_log = true;
         let options = BuildOptions {
-            max_silent_secs: u64::from(self.start.max_silent_secs),
-            timeout_secs: u64::from(self.start.timeout_secs),
+            max_silent: u64::from(self.start.max_silent_secs),
+            timeout: u64::from(self.start.timeout_secs),
             max_log_size,
             repeats: 0,
             enforce_determinism: false,
@@ -505,6 +507,26 @@ impl Attempt<'_> {
         })
     }
 
+    /// Streams one output into the local store, hashing and scanning it on the way.
+    fn receive(&self, connection: &mut Connection, info: &ServePathInfo) -> Result<MemberScan, Stop> {
+        let mut scan = MemberScan::new();
+        let valid = ValidPathInfo::from(info.clone());
+        let imported = match connection.client.dump_store_path(&info.path, &mut scan) {
+            Err(error) => Err(error),
+            Ok(mut nar) => match self.context.store.import(&valid, &mut nar) {
+                Ok(()) => nar.finish().map(|_| ()),
+                Err(ImportError::Store(message)) => {
+                    return Err(ours(format!("cannot register {}: {message}", info.path)));
+                }
+                Err(ImportError::Source(error)) => Err(WireError::Io(error)),
+            },
+        };
+        match imported {
+            Ok(()) => Ok(scan),
+            Err(error) => Err(connection.trouble(&error, &format!("receiving {}", info.path)).into()),
+        }
+    }
+
     fn end_log(&self, connection: &Connection) -> Result<(), Stop> {
         let silence = (!self.machine.line().is_localhost).then_some(REMOTE_LOG_SILENCE);
         match connection.pipes.end_log(silence) {
@@ -573,15 +595,14 @@ impl Attempt<'_> {
         }
         let mut scans = HashMap::new();
         if self.machine.line().is_localhost {
-            for info in &infos {
-                let scan = store.scan(&info.path).map_err(ours)?;
-                scans.insert(info.path.clone(), scan);
+            for (path, scan) in paths.iter().zip(store.scan(&paths).map_err(ours)?) {
+                scans.insert((*path).to_owned(), scan);
             }
         } else {
             self.enter(Phase::ReceivingOutputs);
             connection.pipes.enter("receiving outputs", deadlines.receive);
             for info in references_first(&infos) {
-                let scan = store.receive(connection, info)?;
+                let scan = self.receive(connection, info)?;
                 self.context.traffic.bytes_received.fetch_add(info.nar_size, Ordering::Relaxed);
                 scans.insert(info.path.clone(), scan);
             }
@@ -617,7 +638,7 @@ fn without(paths: &[Arc<PathMeta>], valid: Vec<String>) -> Vec<Arc<PathMeta>> {
 }
 
 /// The outputs of one derivation, each after those it refers to. (A cycle among them cannot exist.)
-fn references_first(infos: &[crate::wire::serve::ServePathInfo]) -> Vec<&crate::wire::serve::ServePathInfo> {
+fn references_first(infos: &[ServePathInfo]) -> Vec<&ServePathInfo> {
     let mut left: Vec<_> = infos.iter().collect();
     let mut ordered = Vec::with_capacity(left.len());
     while !left.is_empty() {

@@ -11,7 +11,7 @@ use super::Context;
 use crate::config::machines::LocalHost;
 use crate::nix::derivation::{Derivation, Output};
 use crate::sys::kill::KillSwitch;
-use crate::wire::serve::BuildOptions;
+use crate::wire::BuildOptions;
 
 const PLATFORM: &str = "hydrad-trust-probe";
 
@@ -53,7 +53,7 @@ pub fn probe(store_dir: &str) -> Trust {
     };
     connection.pipes.enter("trying whether it may build", short);
     let request =
-        connection.client.build_derivation_start(&format!("{path}.drv"), &derivation, &[], &BuildOptions::default());
+        connection.client.build_derivation_start::<&str>(&format!("{path}.drv"), &derivation, &[], &BuildOptions::default());
     match request.and_then(|()| connection.client.build_derivation_finish()) {
         Ok(_) => Trust::Trusted,
         Err(error) => match connection.trouble(&error, "trying whether it may build") {

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -16,14 +16,13 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{bounded, Receiver, Sender};
 
 use crate::model::UnixSecs;
-use crate::nix::nar;
 use crate::nix::products::{self, MemberScan};
-use crate::nix::store_path::StoreDir;
+use crate::nix::{StoreDir, ValidPathInfo};
 use crate::sys::child::{self, plain_error, PipedChild};
 use crate::sys::kill::KillSwitch;
 use crate::sys::pipes::{self, PipeReader, PipeWriter, Pipes};
 use crate::wire::worker::WorkerClient;
-use crate::wire::{Error as WireError, ValidPathInfo};
+use crate::wire::Error as WireError;
 
 /// Conversations with the daemon at once.
 const DAEMONS_MAX: usize = 8;
@@ -171,12 +170,22 @@ impl LocalStore {
         self.query(path)?.ok_or_else(|| format!("{path} is not in the local store any more"))
     }
 
-    /// Writes the NAR of a path, read from disk.
+    /// Gives the NAR of a valid path to `taker`, whose result comes back.
     ///
     /// # Errors
-    /// Of reading or of the sink.
-    pub fn dump(&self, path: &str, sink: &mut dyn Write) -> io::Result<()> {
-        nar::dump_path(Path::new(path), &mut { sink })
+    /// A message when the store does not begin to give it; what goes wrong later the taker reads.
+    pub fn read_nar<T>(&self, path: &str, taker: impl FnOnce(&mut dyn Read) -> T) -> Result<T, String> {
+        let _permit = self.permit();
+        let mut daemon = self.daemon()?;
+        daemon.pipes.enter("reading a path", DAEMON_IDLE_MAX);
+        let mut nar =
+            daemon.client.nar_from_path(path, ()).map_err(|error| format!("the local store, reading {path}: {error}"))?;
+        let taken = taker(&mut nar);
+        let complete = nar.finish().is_ok();
+        if complete && daemon.client.usable() {
+            self.keep(daemon);
+        }
+        Ok(taken)
     }
 
     /// The closure of these paths, references before referrers.
@@ -244,12 +253,13 @@ impl LocalStore {
         Ok(meta)
     }
 
-    /// Looks for products in a valid path on disk.
+    /// Looks for products in valid paths on disk, the outputs of one derivation. Answers in the same order.
     ///
     /// # Errors
     /// A message naming the path.
-    pub fn scan(&self, path: &str) -> Result<MemberScan, String> {
-        products::scan_path(Path::new(path)).map_err(|error| format!("cannot look for products in {path}: {error}"))
+    pub fn scan(&self, paths: &[&str]) -> Result<Vec<MemberScan>, String> {
+        let places: Vec<(&str, &Path)> = paths.iter().map(|path| (*path, Path::new(*path))).collect();
+        products::scan_paths(&self.dir, &places).map_err(|error| format!("cannot look for products: {error}"))
     }
 
     /// Registers a path from the bytes of its NAR, checked against `info`.
@@ -257,14 +267,20 @@ impl LocalStore {
     /// # Errors
     /// [`ImportError`] tells whose fault it is.
     pub fn import(&self, info: &ValidPathInfo, nar: &mut dyn Read) -> Result<(), ImportError> {
-        // The two sides fail differently: what the source said is kept apart from what the store says.
-        let mut source = WatchedSource { inner: nar, failed: None };
+        let mut source = None;
         let result = self.ask("registering an output", |client| {
-            client.add_to_store_nar(info, false, true, &mut source)
+            client.add_to_store_nar(info, false, true, nar).or_else(|error| match error {
+                // Not the store's trouble: kept apart, and the conversation goes on if it can.
+                WireError::Source(error) => {
+                    source = Some(error);
+                    Ok(())
+                }
+                error => Err(error),
+            })
         });
-        match (result, source.failed) {
-            (Ok(()), _) => Ok(()),
-            (Err(_), Some(error)) => Err(ImportError::Source(error)),
+        match (result, source) {
+            (_, Some(error)) => Err(ImportError::Source(error)),
+            (Ok(()), None) => Ok(()),
             (Err(message), None) => Err(ImportError::Store(message)),
         }
     }
@@ -286,12 +302,14 @@ impl LocalStore {
         daemon.pipes.enter(doing, DAEMON_IDLE_MAX);
         match question(&mut daemon.client) {
             Ok(answer) => {
-                self.keep(daemon);
+                if daemon.client.usable() {
+                    self.keep(daemon);
+                }
                 Ok(answer)
             }
             Err(error) => {
                 let words = daemon.pipes.stderr_tail();
-                if daemon.client.is_usable() {
+                if daemon.client.usable() {
                     self.keep(daemon);
                 }
                 let said = if words.is_empty() { String::new() } else { format!("; it said: {words}") };
@@ -384,22 +402,6 @@ struct Permit<'a>(&'a Sender<()>);
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
         let _ = self.0.send(());
-    }
-}
-
-/// Remembers that the source failed.
-struct WatchedSource<'a> {
-    inner: &'a mut dyn Read,
-    failed: Option<io::Error>,
-}
-
-impl Read for WatchedSource<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.inner.read(buffer).inspect_err(|error| {
-            if error.kind() != io::ErrorKind::Interrupted {
-                self.failed = Some(io::Error::new(error.kind(), error.to_string()));
-            }
-        })
     }
 }
 

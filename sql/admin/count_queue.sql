@@ -1,0 +1,2 @@
+-- Caller: status. Index: partial, finished = 0.
+select count(*) from Builds where finished = 0

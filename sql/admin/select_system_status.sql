@@ -1,0 +1,2 @@
+-- Caller: status. Index: primary key.
+select status::text from SystemStatus where what = 'queue-runner'
