@@ -11,7 +11,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 PATH=$PATH:/usr/sbin:/sbin
 
-keep= binary=
+keep='' binary=''
 while [ $# -gt 0 ]; do
     case $1 in
         --keep) keep=1 ;;
