@@ -113,16 +113,22 @@ impl Pg {
         drop(self.server().take().expect("the server is not running"));
     }
 
-    /// A fresh database holding sql/schema/*.sql, executed in the order of the names.
+    /// A fresh database with Hydra's tables at the newest version and hydrad's own.
     pub fn db(&self) -> Db {
-        self.db_from("schema", |db| {
+        self.db_with_sql(&["sql/schema/hydra-87.sql", "sql/schema/hydrad.sql"])
+    }
+
+    /// A fresh database in which these files of the checkout were executed in this order.
+    pub fn db_with_sql(&self, files: &[&str]) -> Db {
+        self.db_from(&files.join(" "), |db| {
             let mut client = db.client();
-            for file in sql_files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("sql/schema")) {
-                let text = std::fs::read_to_string(&file)
-                    .unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+            for file in files {
+                let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+                let text = std::fs::read_to_string(&path)
+                    .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
                 client
                     .batch_execute(&text)
-                    .unwrap_or_else(|e| panic!("{}: {e:?}", file.display()));
+                    .unwrap_or_else(|e| panic!("{file}: {e:?}"));
             }
         })
     }
@@ -272,16 +278,4 @@ fn program(name: &str) -> PathBuf {
             "PostgreSQL's {name} is not installed: run `make deps`, or set PG_BIN to its directory"
         ),
     }
-}
-
-fn sql_files(dir: &Path) -> Vec<PathBuf> {
-    let mut files: Vec<_> = std::fs::read_dir(dir)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|e| e.path())
-        .collect();
-    files.retain(|file| file.extension().is_some_and(|e| e == "sql"));
-    files.sort();
-    files
 }
