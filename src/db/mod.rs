@@ -4,11 +4,13 @@
 //! running service, and what Hydra's schema looks like. Does not decide anything about builds.
 
 pub mod connect;
+pub mod embedded;
 pub mod error;
 pub mod listen;
 pub mod locks;
 pub mod os_user;
 pub mod pool;
+pub mod schema;
 
 pub use connect::DbTarget;
 pub use error::DbError;
