@@ -4,6 +4,7 @@
 //! running service, and what Hydra's schema looks like. Does not decide anything about builds.
 
 pub mod connect;
+pub mod embedded;
 pub mod enqueue;
 pub mod error;
 pub mod known_output;
@@ -14,6 +15,7 @@ pub mod os_user;
 pub mod payload;
 pub mod pool;
 pub mod queue;
+pub mod schema;
 pub mod writer;
 
 pub use connect::DbTarget;
