@@ -32,7 +32,7 @@ lint:
 
 unit:
 	@echo "== unit tests"
-	@$(CARGO) test --quiet --lib --bins
+	@$(CARGO) test --quiet --lib --bins $(patsubst tests/%.rs,--test %,$(wildcard tests/plan*.rs))
 
 check: lint unit ## Format, clippy, unit tests, plan tables: about a minute
 

@@ -245,20 +245,31 @@ fn a_stub_builder_builds_and_fails_on_request() {
         converse(&mut command, request)
     };
 
-    // What the real client of Nix makes of it: build there, and take the output from there.
+    // What Nix itself makes of it, as a client that builds there and takes the output from there.
     let store = NixStore::new();
-    let drv = store.instantiate(TWO).remove(0);
-    let output = store.outputs(&drv).remove(0);
-    let mut copy = store.command("nix");
-    copy.envs(stubs.env())
-        .args(["copy", "--no-check-sigs", "--from", "ssh://m17", &output]);
-    output_of(&mut copy);
+    let drvs = store.instantiate(TWO);
+    let output = store.outputs(&drvs[1]).remove(0);
+    stubs.set("m17", &[("valid", "imported"), ("lines", "3")]);
+    let mut build = store.command("nix-store");
+    build
+        .envs(stubs.env())
+        .args(["-r", &drvs[1], "-j0", "--builders"])
+        .arg("ssh://m17 x86_64-linux,aarch64-linux,i686-linux");
+    assert_eq!(output_of(&mut build), output);
     let text = std::fs::read_to_string(&output).unwrap();
     assert_eq!(
         text,
         format!("stub output {}\n", output.rsplit('/').next().unwrap())
     );
-    stubs.wait_event("m17", "dump", &output);
+    let first = store.outputs(&drvs[0]).remove(0);
+    for (event, detail) in [
+        ("built", &drvs[0]),
+        ("import", &first),
+        ("built", &drvs[1]),
+        ("dump", &output),
+    ] {
+        stubs.wait_event("m17", event, detail);
+    }
 
     let asked = query_valid(&["/nix/store/x"]);
     assert_eq!(numbers(&stub("m1", &asked)[..24]), [0x5452eecb, 0x207, 1]);
