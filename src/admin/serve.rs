@@ -42,7 +42,7 @@ fn init_if_empty(target: &DbTarget) -> Result<()> {
     let mut client = target.connect(queue::APPLICATION_NAME)?;
     let found = schema::check_schema(&mut client)?;
     if found.state == SchemaState::Empty || found.serve().is_err() {
-        schema::init(&mut client, NewVersion::default())?;
+        schema::init(&mut client, NewVersion::V87)?;
     }
     Ok(())
 }

@@ -233,8 +233,9 @@ fn start(config: &Config) -> Result<Service, Error> {
     }
     let locks = take_lock_files(settings)?;
     let mut client = config.target.connect(APPLICATION_NAME)?;
-    let state = schema::check_schema(&mut client)?;
-    state.refuse_unless_usable()?;
+    for warning in schema::check_schema(&mut client)?.serve()? {
+        log::warn!("{warning}");
+    }
     if !config.beside {
         refuse_foreign(&mut client)?;
     }

@@ -16,7 +16,7 @@ use super::machine::Machine;
 use super::sender::SendJob;
 use super::Context;
 use crate::db::writer::{Body, Entry, Message, StartAck, StartStep};
-use crate::model::{BuildOutput, BuildStatus, Phase, RunId, UnixSecs};
+use crate::model::{BuildOutput, BuildStatus, Phase, UnixSecs};
 use crate::nix::derivation::{Derivation, DerivationFacts};
 use crate::nix::products::{self, MemberScan, OutputScan};
 use crate::nix::ValidPathInfo;
