@@ -31,9 +31,9 @@ pub enum Command {
     /// Run the queue runner alone
     QueueRunner(QueueRunnerArgs),
     /// Make or upgrade the tables
-    Init(admin::init::InitArgs),
+    Init(InitCommand),
     /// Check settings, machines, database, store and rights; writes nothing
-    Check(admin::check::CheckArgs),
+    Check(CheckCommand),
     Enqueue(admin::enqueue::EnqueueArgs),
     Status(admin::status::StatusArgs),
     Log(admin::log::LogArgs),
@@ -65,6 +65,22 @@ pub struct QueueRunnerArgs {
     /// Nix's `--option NAME VALUE`, taken for compatibility and ignored
     #[arg(long, num_args = 2, value_names = ["NAME", "VALUE"], hide = true)]
     pub option: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct InitCommand {
+    #[command(flatten)]
+    pub state: StateArgs,
+    #[command(flatten)]
+    pub init: admin::init::InitArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct CheckCommand {
+    #[command(flatten)]
+    pub state: StateArgs,
+    #[command(flatten)]
+    pub check: admin::check::CheckArgs,
 }
 
 /// The arguments with the program's own name in front: `hydra-queue-runner` becomes `hydrad queue-runner`.

@@ -16,8 +16,8 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(args) => admin::serve::run(&args),
         Command::QueueRunner(args) => admin::serve::run(&args.run),
-        Command::Init(args) => admin::init::run(&args),
-        Command::Check(args) => admin::check::run(&args),
+        Command::Init(args) => admin::serve::init(&args),
+        Command::Check(args) => admin::serve::check(&args),
         Command::Enqueue(args) => admin::enqueue::run(&args),
         Command::Status(args) => admin::status::run(&args),
         Command::Log(args) => admin::log::run(&args),

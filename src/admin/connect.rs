@@ -27,6 +27,14 @@ impl StateArgs {
     /// # Errors
     /// Of hydra.conf or the environment.
     pub fn settings(&self) -> Result<Settings> {
+        Ok(Settings::load(&environment, &self.overrides()?)?)
+    }
+
+    /// What `--state` says of the settings.
+    ///
+    /// # Errors
+    /// When the folder's path cannot be used.
+    pub fn overrides(&self) -> Result<Vec<Override>> {
         let mut overrides = Vec::new();
         if let Some(dir) = &self.state {
             let dir = absolute(dir)?;
@@ -37,7 +45,7 @@ impl StateArgs {
                 overrides.push(Override { key: "gc_roots_dir", value: value(&dir.join("gcroots")), option });
             }
         }
-        Ok(Settings::load(&environment, &overrides)?)
+        Ok(overrides)
     }
 
     /// Where the database is; with `--state`, that of the running `hydrad run --state DIR`.

@@ -1,15 +1,21 @@
-//! `hydrad run` and `hydrad queue-runner`: settings, database, then the service until a signal ends it.
+//! The commands that need settings and database put together: `run` and `queue-runner`, `init`, `check`.
 
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 
+use super::check::{self, CheckInput, CheckRow, Mark};
 use super::connect::{absolute, environment};
-use crate::cli::RunArgs;
+use super::{init as init_command, table};
+use crate::cli::{CheckCommand, InitCommand, RunArgs};
 use crate::db::connect::{self, DbTarget};
 use crate::db::embedded::Embedded;
 use crate::db::schema::{self, NewVersion, SchemaState};
+use crate::config::machines::LocalHost;
 use crate::queue;
+use crate::queue::trust::{self, Trust};
+use crate::store::local::LocalStore;
+use crate::store::nix_conf;
 use crate::sys::signals;
 
 /// # Errors
@@ -45,4 +51,57 @@ fn init_if_empty(target: &DbTarget) -> Result<()> {
         schema::init(&mut client, NewVersion::V87)?;
     }
     Ok(())
+}
+
+/// `hydrad init`.
+///
+/// # Errors
+/// When nothing was made or changed.
+pub fn init(command: &InitCommand) -> Result<ExitCode> {
+    let settings = command.state.settings()?;
+    let target = command.state.target(&settings)?;
+    init_command::run(&command.init, &target, &mut std::io::stdout())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `hydrad check`.
+///
+/// # Errors
+/// When the report cannot be written.
+pub fn check(command: &CheckCommand) -> Result<ExitCode> {
+    let overrides = command.state.overrides()?;
+    let target = match &command.state.state {
+        // A problem here is a row of the report, found when the database is looked at.
+        Some(dir) => Embedded::running(&absolute(dir)?)?,
+        None => None,
+    };
+    let (max_jobs, features) = nix_conf::jobs_and_features();
+    let input = CheckInput {
+        env: &environment,
+        overrides: &overrides,
+        target,
+        local: LocalHost::of_this_host(max_jobs, features),
+        machines_path: std::path::Path::new("/etc/nix/machines"),
+        store_rows: &store_rows,
+    };
+    let code = check::run(&command.check, &input, &mut std::io::stdout(), table::colour())?;
+    Ok(ExitCode::from(code))
+}
+
+/// What can be said of the local store: how it is reached and whether it lets us build.
+fn store_rows() -> Vec<CheckRow> {
+    const SECTION: &str = "store";
+    let store = LocalStore::from_env(&environment);
+    let reached = match store.query(&store.dir().join("00000000000000000000000000000000-none")) {
+        Ok(_) => CheckRow::new(SECTION, "local store", store.describe(), Mark::Ok, ""),
+        Err(message) => CheckRow::new(SECTION, "local store", store.describe(), Mark::Problem, message),
+    };
+    let trusted = match trust::probe(&store.dir().0) {
+        Trust::Trusted => CheckRow::new(SECTION, "trusted", "yes", Mark::Ok, "this user may build and register paths"),
+        Trust::Refused(message) => {
+            CheckRow::new(SECTION, "trusted", "no", Mark::Problem, format!("{message}; {}", trust::advice()))
+        }
+        Trust::Unknown(message) => CheckRow::new(SECTION, "trusted", "", Mark::Unknown, message),
+    };
+    vec![reached, trusted]
 }

@@ -499,7 +499,7 @@ impl Place {
             }
             Err(e) => return Err(file("read", &path)(e)),
         };
-        let major = text.trim().split('.').next().and_then(|v| v.parse().ok());
+        let major: Option<u32> = text.trim().split('.').next().and_then(|v| v.parse().ok());
         let Some(major) = major else {
             let reason = format!("postgres/PG_VERSION says `{}`, not a version", text.trim());
             return Err(embedded_error(&self.dir, reason));

@@ -23,6 +23,8 @@ const CHECK_SERVICE_LOCK: &str = include_str!("../../sql/session/check_service_l
 const FIND_LOCK_HOLDERS: &str = include_str!("../../sql/session/find_lock_holders.sql");
 const FIND_NAMED_SESSIONS: &str = include_str!("../../sql/session/find_named_sessions.sql");
 const SHOW_BACKEND: &str = include_str!("../../sql/session/show_backend.sql");
+const SHOW_CONNECTIONS: &str = include_str!("../../sql/session/show_connections.sql");
+const READ_ONLY: &str = include_str!("../../sql/session/read_only.sql");
 const MARK_SESSION: &str = include_str!("../../sql/session/mark_session.sql");
 const SHOW_MARK: &str = include_str!("../../sql/session/show_mark.sql");
 
@@ -150,6 +152,33 @@ pub fn holders(client: &mut Client, service: Service) -> Result<Vec<Session>, Db
 pub fn foreign_sessions(client: &mut Client, service: Service) -> Result<Vec<Session>, DbError> {
     let rows = client.query(FIND_NAMED_SESSIONS, &[&service.hydra_program()])?;
     Ok(rows.iter().map(session).collect())
+}
+
+/// The server's room for connections.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Connections {
+    pub max: u32,
+    /// Of these, kept for superusers.
+    pub reserved: u32,
+    /// Of all programs, now.
+    pub in_use: u32,
+    pub server_version: String,
+}
+
+pub fn connections(client: &mut Client) -> Result<Connections, DbError> {
+    let row = client.query_one(SHOW_CONNECTIONS, &[])?;
+    let count = |i: usize| u32::try_from(row.get::<_, i32>(i)).unwrap_or(0);
+    Ok(Connections {
+        max: count(0),
+        reserved: count(1),
+        in_use: count(2),
+        server_version: row.get(3),
+    })
+}
+
+/// Makes a session unable to write.
+pub fn read_only(client: &mut Client) -> Result<(), DbError> {
+    Ok(client.batch_execute(READ_ONLY)?)
 }
 
 fn session(row: &postgres::Row) -> Session {

@@ -39,14 +39,18 @@ pub fn watch(context: &Arc<Context>, mut files: MachinesFiles, inbox: &Receiver<
     loop {
         if force || files.changed().unwrap_or(true) {
             match read(&mut files) {
-                Ok(machines) => {
+                Ok((machines, is_complete)) => {
                     told_error = false;
                     held = None;
-                    if !force && shrank(&current, &machines) {
+                    let lost = current.iter().any(|old| machines.iter().all(|new| new.name != old.name));
+                    if !force && (shrank(&current, &machines) || (lost && !is_complete)) {
                         log::warn!(
-                            "the machines file lost {} of {} machines; the change is held back for {} s in case it is \
-                             an accident (SIGHUP applies it at once)",
-                            current.len() - machines.len().min(current.len()), current.len(), HOLD.as_secs()
+                            "the machines file went from {} machines to {}{}; the change is held back for {} s in case \
+                             it is an accident (SIGHUP applies it at once)",
+                            current.len(),
+                            machines.len(),
+                            if is_complete { "" } else { " and its last line has no end" },
+                            HOLD.as_secs()
                         );
                         held = Some(Held { machines, since: Instant::now() });
                     } else if force || machines != current {
@@ -86,8 +90,9 @@ pub fn watch(context: &Arc<Context>, mut files: MachinesFiles, inbox: &Receiver<
     }
 }
 
-/// Reads the files and reports what is odd in them; the good lines count.
-fn read(files: &mut MachinesFiles) -> Result<Vec<MachineLine>, crate::config::machines::MachinesError> {
+/// Reads the files and reports what is odd in them; the good lines count. Also says whether every file ends with a
+/// complete line.
+fn read(files: &mut MachinesFiles) -> Result<(Vec<MachineLine>, bool), crate::config::machines::MachinesError> {
     let read = files.read()?;
     for error in &read.errors {
         log::error!("machines file: {error}");
@@ -95,7 +100,7 @@ fn read(files: &mut MachinesFiles) -> Result<Vec<MachineLine>, crate::config::ma
     for warning in &read.warnings {
         log::warn!("machines file: {warning}");
     }
-    Ok(read.machines)
+    Ok((read.machines, read.unfinished.is_empty()))
 }
 
 fn apply(context: &Arc<Context>, old: &[MachineLine], new: &[MachineLine], files: &MachinesFiles) {
