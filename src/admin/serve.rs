@@ -12,6 +12,7 @@ use crate::db::connect::{self, DbTarget};
 use crate::db::embedded::Embedded;
 use crate::db::schema::{self, NewVersion, SchemaState};
 use crate::config::machines::LocalHost;
+use crate::config::settings::Settings;
 use crate::queue;
 use crate::queue::trust::{self, Trust};
 use crate::store::local::LocalStore;
@@ -75,6 +76,8 @@ pub fn check(command: &CheckCommand) -> Result<ExitCode> {
         Some(dir) => Embedded::running(&absolute(dir)?)?,
         None => None,
     };
+    let settings = command.state.settings();
+    let store_rows_of = || settings.as_ref().map_or_else(|_| Vec::new(), store_rows);
     let (max_jobs, features) = nix_conf::jobs_and_features();
     let input = CheckInput {
         env: &environment,
@@ -82,21 +85,21 @@ pub fn check(command: &CheckCommand) -> Result<ExitCode> {
         target,
         local: LocalHost::of_this_host(max_jobs, features),
         machines_path: std::path::Path::new("/etc/nix/machines"),
-        store_rows: &store_rows,
+        store_rows: &store_rows_of,
     };
     let code = check::run(&command.check, &input, &mut std::io::stdout(), table::colour())?;
     Ok(ExitCode::from(code))
 }
 
 /// What can be said of the local store: how it is reached and whether it lets us build.
-fn store_rows() -> Vec<CheckRow> {
+fn store_rows(settings: &Settings) -> Vec<CheckRow> {
     const SECTION: &str = "store";
-    let store = LocalStore::from_env(&environment);
+    let store = LocalStore::from_env(&environment, &settings.nix_daemon_program);
     let reached = match store.query(&store.dir().join("00000000000000000000000000000000-none")) {
         Ok(_) => CheckRow::new(SECTION, "local store", store.describe(), Mark::Ok, ""),
         Err(message) => CheckRow::new(SECTION, "local store", store.describe(), Mark::Problem, message),
     };
-    let trusted = match trust::probe(&store.dir().0) {
+    let trusted = match trust::probe(&store.dir().0, &queue::programs(settings)) {
         Trust::Trusted => CheckRow::new(SECTION, "trusted", "yes", Mark::Ok, "this user may build and register paths"),
         Trust::Refused(message) => {
             CheckRow::new(SECTION, "trusted", "no", Mark::Problem, format!("{message}; {}", trust::advice()))

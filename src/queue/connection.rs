@@ -46,7 +46,7 @@ pub struct Connection {
     pub client: ServeClient<PipeReader, PipeWriter>,
     pub pipes: Arc<Pipes>,
     machine: String,
-    program: &'static str,
+    program: String,
     child: PipedChild,
     shutdown: Duration,
     opened: Instant,
@@ -54,19 +54,33 @@ pub struct Connection {
     temp_root_bytes: u64,
 }
 
+/// The programs that lead to machines, and options for ssh.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Programs {
+    pub nix_store: String,
+    pub ssh: String,
+    pub ssh_options: Vec<String>,
+}
+
+impl Default for Programs {
+    fn default() -> Programs {
+        Programs { nix_store: "nix-store".into(), ssh: "ssh".into(), ssh_options: Vec::new() }
+    }
+}
+
 /// The program that leads to a machine.
-pub fn program(line: &MachineLine) -> &'static str {
+fn program<'a>(line: &MachineLine, programs: &'a Programs) -> &'a str {
     if line.is_localhost {
-        "nix-store"
+        &programs.nix_store
     } else {
-        "ssh"
+        &programs.ssh
     }
 }
 
 /// The command that leads to a machine's `nix-store --serve --write`. `known_hosts` is a file with the
 /// host key of the machines file, if that has one.
-pub fn command(line: &MachineLine, known_hosts: Option<&std::path::Path>) -> Command {
-    let mut command = Command::new(program(line));
+pub fn command(line: &MachineLine, programs: &Programs, known_hosts: Option<&std::path::Path>) -> Command {
+    let mut command = Command::new(program(line, programs));
     if line.is_localhost {
         // Not to be handed on to other machines by Nix itself.
         command.args(["--builders", "", "--serve", "--write"]);
@@ -77,6 +91,7 @@ pub fn command(line: &MachineLine, known_hosts: Option<&std::path::Path>) -> Com
     if let Ok(options) = std::env::var("NIX_SSHOPTS") {
         command.args(options.split_whitespace());
     }
+    command.args(&programs.ssh_options);
     if let Some(key) = &line.ssh_key {
         command.arg("-i").arg(key);
     }
@@ -94,11 +109,11 @@ pub fn command(line: &MachineLine, known_hosts: Option<&std::path::Path>) -> Com
         "-oTCPKeepAlive=yes",
         "-oServerAliveInterval=15",
         "-oServerAliveCountMax=4",
-        "--",
-        "nix-store",
-        "--serve",
-        "--write",
     ]);
+    if line.compress {
+        command.arg("-C");
+    }
+    command.arg("--").arg(line.remote_program.as_deref().unwrap_or("nix-store")).args(["--serve", "--write"]);
     if let Some(store) = &line.remote_store {
         command.arg("--store").arg(shell_quoted(store));
     }
@@ -117,13 +132,14 @@ impl Connection {
     /// [`Trouble::Machine`] with the program's name or its own words; [`Trouble::Killed`].
     pub fn open(
         line: &MachineLine,
+        programs: &Programs,
         known_hosts: Option<&std::path::Path>,
         deadlines: &Deadlines,
         kill: Arc<KillSwitch>,
     ) -> Result<Connection, Trouble> {
-        let program = program(line);
+        let program = program(line, programs);
         let cannot = |why: String| Trouble::Machine(format!("cannot connect to '{}': {why}", line.name));
-        let (mut child, ends) = child::spawn(&mut command(line, known_hosts))
+        let (mut child, ends) = child::spawn(&mut command(line, programs, known_hosts))
             .map_err(|error| cannot(format!("cannot start {program}: {}", plain_error(&error))))?;
         let (reader, writer, pipes) = pipes::open(ends.stdin, ends.stdout, Some(ends.stderr), kill)
             .map_err(|error| Trouble::Ours(format!("cannot set up pipes: {error}")))?;
@@ -133,7 +149,7 @@ impl Connection {
                 client,
                 pipes,
                 machine: line.name.to_string(),
-                program,
+                program: program.to_owned(),
                 child,
                 shutdown: deadlines.shutdown,
                 opened: Instant::now(),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{bounded, Receiver, Sender};
 
-use super::connection::{Connection, Deadlines, Trouble};
+use super::connection::{Connection, Deadlines, Programs, Trouble};
 use super::sender::SendThread;
 use super::slot::SlotThreads;
 use crate::config::machines::MachineLine;
@@ -27,14 +27,21 @@ pub struct Keeping {
     pub age_max: Duration,
 }
 
+/// How all machines are talked to.
+pub struct Ways {
+    pub deadlines: Deadlines,
+    pub keeping: Keeping,
+    pub programs: Programs,
+    /// Where host keys of the machines file are written for ssh.
+    pub key_dir: PathBuf,
+}
+
 /// A machine ever seen in a machines file.
 pub struct Machine {
     pub id: MachineId,
     pub name: String,
     line: RwLock<Arc<MachineLine>>,
-    deadlines: Deadlines,
-    keeping: Keeping,
-    key_dir: PathBuf,
+    ways: Arc<Ways>,
     /// Build connections without a step, the last used at the end.
     idle: Mutex<Vec<Connection>>,
     /// Query connections, which never carry a build request.
@@ -84,14 +91,12 @@ impl Drop for Token {
 }
 
 impl Machine {
-    fn new(id: MachineId, line: Arc<MachineLine>, deadlines: Deadlines, keeping: Keeping, key_dir: PathBuf) -> Machine {
+    fn new(id: MachineId, line: Arc<MachineLine>, ways: Arc<Ways>) -> Machine {
         Machine {
             id,
             name: line.name.clone(),
             line: RwLock::new(line),
-            deadlines,
-            keeping,
-            key_dir,
+            ways,
             idle: Mutex::default(),
             idle_queries: Mutex::default(),
             handshakes: Tokens::new(HANDSHAKES_MAX),
@@ -119,7 +124,7 @@ impl Machine {
     }
 
     pub fn deadlines(&self) -> &Deadlines {
-        &self.deadlines
+        &self.ways.deadlines
     }
 
     /// A build connection: a kept one if there is a good one (then `false`), else a new one (`true`).
@@ -171,7 +176,7 @@ impl Machine {
         loop {
             // A stale one is dropped (which may wait for its process) after the lock is given up.
             let connection = lock(idle).pop()?;
-            if connection.is_reusable(self.keeping.idle_max, self.keeping.age_max) {
+            if connection.is_reusable(self.ways.keeping.idle_max, self.ways.keeping.age_max) {
                 connection.pipes.set_kill_switch(kill.clone());
                 return Some(connection);
             }
@@ -182,19 +187,19 @@ impl Machine {
         let _token = self.handshakes.take(kill, None).ok_or(Trouble::Killed)?;
         let line = self.line();
         let known_hosts = self.known_hosts(&line)?;
-        Connection::open(&line, known_hosts.as_deref(), &self.deadlines, kill.clone())
+        Connection::open(&line, &self.ways.programs, known_hosts.as_deref(), &self.ways.deadlines, kill.clone())
     }
 
     /// Writes the host key of the machines file where ssh can read it.
     fn known_hosts(&self, line: &MachineLine) -> Result<Option<PathBuf>, Trouble> {
         let (Some(key), false) = (&line.host_key, line.is_localhost) else { return Ok(None) };
-        let path = self.key_dir.join(format!("host-key-{}", self.id));
+        let path = self.ways.key_dir.join(format!("host-key-{}", self.id));
         let text = format!("{} {}\n", known_hosts_name(line), key.trim());
         if std::fs::read_to_string(&path).is_ok_and(|old| old == text) {
             return Ok(Some(path));
         }
         let write = || -> std::io::Result<()> {
-            std::fs::create_dir_all(&self.key_dir)?;
+            std::fs::create_dir_all(&self.ways.key_dir)?;
             let mut file = tempfile_beside(&path)?;
             file.1.write_all(text.as_bytes())?;
             std::fs::rename(&file.0, &path)
@@ -205,7 +210,7 @@ impl Machine {
 
     /// Closes kept connections that are too old, or all.
     pub fn close_stale(&self) {
-        let keeping = self.keeping;
+        let keeping = self.ways.keeping;
         self.close_idle(|connection| !connection.is_reusable(keeping.idle_max, keeping.age_max));
     }
 
@@ -256,9 +261,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// All machines ever seen, by id and by name.
 pub struct Registry {
-    deadlines: Deadlines,
-    keeping: Keeping,
-    key_dir: PathBuf,
+    ways: Arc<Ways>,
     machines: RwLock<Machines>,
 }
 
@@ -269,9 +272,12 @@ struct Machines {
 }
 
 impl Registry {
-    /// `key_dir` is where host keys of the machines file are written for ssh.
-    pub fn new(deadlines: Deadlines, keeping: Keeping, key_dir: PathBuf) -> Registry {
-        Registry { deadlines, keeping, key_dir, machines: RwLock::default() }
+    pub fn new(ways: Ways) -> Registry {
+        Registry { ways: Arc::new(ways), machines: RwLock::default() }
+    }
+
+    pub fn programs(&self) -> &Programs {
+        &self.ways.programs
     }
 
     /// The machine of this name, made if it is new, with this configuration.
@@ -284,7 +290,7 @@ impl Registry {
             return id;
         }
         let id = MachineId(machines.by_id.len() as u32);
-        let machine = Machine::new(id, line.clone(), self.deadlines, self.keeping, self.key_dir.clone());
+        let machine = Machine::new(id, line.clone(), self.ways.clone());
         machines.by_name.insert(machine.name.clone(), id);
         machines.by_id.push(Arc::new(machine));
         id

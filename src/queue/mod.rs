@@ -249,15 +249,16 @@ fn start(config: &Config) -> Result<Service, Error> {
     let (writer_sender, writer_inbox) = unbounded();
     let position = Arc::new(AtomicU64::new(0));
     let context = Arc::new(Context {
-        store: Arc::new(LocalStore::from_env(&|name| std::env::var(name).ok())),
+        store: Arc::new(LocalStore::from_env(&|name| std::env::var(name).ok(), &settings.nix_daemon_program)),
         logs: context_parts.0,
         roots: context_parts.1,
         pool,
-        machines: Registry::new(
-            deadlines(settings),
-            Keeping { idle_max: settings.connection_idle, age_max: settings.connection_age },
-            settings.data_dir.join("queue-runner").join("host-keys"),
-        ),
+        machines: Registry::new(machine::Ways {
+            deadlines: deadlines(settings),
+            keeping: Keeping { idle_max: settings.connection_idle, age_max: settings.connection_age },
+            programs: programs(settings),
+            key_dir: settings.data_dir.join("queue-runner").join("host-keys"),
+        }),
         writer: writer_sender,
         runs: Runs::default(),
         traffic: slot::Traffic::default(),
@@ -333,6 +334,15 @@ fn deadlines(settings: &Settings) -> connection::Deadlines {
         send: set.send_idle,
         receive: set.receive_idle,
         shutdown: set.shutdown,
+    }
+}
+
+/// The programs that lead to machines.
+pub fn programs(settings: &Settings) -> connection::Programs {
+    connection::Programs {
+        nix_store: settings.nix_store_program.clone(),
+        ssh: settings.ssh_program.clone(),
+        ssh_options: settings.ssh_options.clone(),
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::connection::{Connection, Deadlines, Trouble};
+use super::connection::{Connection, Deadlines, Programs, Trouble};
 use super::Context;
 use crate::config::machines::LocalHost;
 use crate::nix::derivation::{Derivation, Output};
@@ -26,7 +26,7 @@ pub enum Trust {
 }
 
 /// Tries whether this user may build in the local store.
-pub fn probe(store_dir: &str) -> Trust {
+pub fn probe(store_dir: &str, programs: &Programs) -> Trust {
     let short = Duration::from_secs(30);
     let deadlines =
         Deadlines { connect: short, query: short, substitute: short, send: short, receive: short, shutdown: short };
@@ -35,7 +35,7 @@ pub fn probe(store_dir: &str) -> Trust {
         Ok(kill) => Arc::new(kill),
         Err(error) => return Trust::Unknown(error.to_string()),
     };
-    let mut connection = match Connection::open(&line, None, &deadlines, kill) {
+    let mut connection = match Connection::open(&line, programs, None, &deadlines, kill) {
         Ok(connection) => connection,
         Err(Trouble::Machine(message) | Trouble::Ours(message)) => return Trust::Unknown(message),
         Err(Trouble::Killed) => return Trust::Unknown("interrupted".into()),
@@ -74,7 +74,7 @@ pub fn advice() -> String {
 
 /// The probe at start: says what is wrong, in the log, before the first build fails of it.
 pub fn probe_at_start(context: &Context) {
-    match probe(&context.store.dir().0) {
+    match probe(&context.store.dir().0, context.machines.programs()) {
         Trust::Trusted => log::debug!("the local store lets us build and register paths"),
         Trust::Refused(message) => {
             log::error!("the local store does not trust us, nothing can be built here: {message}; {}", advice());

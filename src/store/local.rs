@@ -45,7 +45,8 @@ pub struct PathMeta {
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Way {
-    Stdio,
+    /// The program started with `--stdio`.
+    Stdio(String),
     Socket(PathBuf),
 }
 
@@ -82,8 +83,8 @@ impl Drop for Daemon {
 
 impl LocalStore {
     /// Finds the store as Nix's own programs would, from `NIX_STORE_DIR`, `NIX_STATE_DIR`, `NIX_REMOTE` and
-    /// `NIX_DAEMON_SOCKET_PATH`. Opens nothing yet.
-    pub fn from_env(env: &dyn Fn(&str) -> Option<String>) -> LocalStore {
+    /// `NIX_DAEMON_SOCKET_PATH`. `daemon_program` is usually `nix-daemon`. Opens nothing yet.
+    pub fn from_env(env: &dyn Fn(&str) -> Option<String>, daemon_program: &str) -> LocalStore {
         let filled = |name: &str| env(name).filter(|value| !value.is_empty());
         let dir = filled("NIX_STORE_DIR").unwrap_or_else(|| "/nix/store".into());
         let state = filled("NIX_STATE_DIR").unwrap_or_else(|| "/nix/var/nix".into());
@@ -97,7 +98,7 @@ impl LocalStore {
                 Way::Socket(remote["unix://".len()..].split('?').next().unwrap_or_default().into())
             }
             None | Some("auto") if !is_writable(Path::new(&state)) && socket.exists() => Way::Socket(socket),
-            _ => Way::Stdio,
+            _ => Way::Stdio(daemon_program.to_owned()),
         };
         let permits = bounded(DAEMONS_MAX);
         for _ in 0..DAEMONS_MAX {
@@ -113,7 +114,7 @@ impl LocalStore {
     /// How the store is reached, for messages.
     pub fn describe(&self) -> String {
         match &self.way {
-            Way::Stdio => format!("{} through nix-daemon --stdio", self.dir.0),
+            Way::Stdio(program) => format!("{} through {program} --stdio", self.dir.0),
             Way::Socket(path) => format!("{} through the daemon at {}", self.dir.0, path.display()),
         }
     }
@@ -347,9 +348,9 @@ impl LocalStore {
     fn open(&self) -> Result<Daemon, String> {
         let kill = Arc::new(KillSwitch::new().map_err(|error| format!("cannot make a kill switch: {error}"))?);
         let (stdin, stdout, stderr, child) = match &self.way {
-            Way::Stdio => {
-                let (child, ends) = child::spawn(Command::new("nix-daemon").arg("--stdio"))
-                    .map_err(|error| format!("cannot start nix-daemon: {}", plain_error(&error)))?;
+            Way::Stdio(program) => {
+                let (child, ends) = child::spawn(Command::new(program).arg("--stdio"))
+                    .map_err(|error| format!("cannot start {program}: {}", plain_error(&error)))?;
                 (ends.stdin, ends.stdout, Some(ends.stderr), Some(child))
             }
             Way::Socket(path) => {
