@@ -115,7 +115,10 @@ impl HydradBuilder {
 
     /// Use this store, with its owner's rights.
     pub fn store(self, store: &NixStore) -> Self {
-        self.envs(store.env()).run_as(store.owner())
+        let home = store.dir().join("home").to_string_lossy().into_owned();
+        self.envs(store.env())
+            .env("HOME", home)
+            .run_as(store.owner())
     }
 
     /// The command as it stands, for programs that end by themselves.

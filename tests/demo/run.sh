@@ -140,8 +140,8 @@ cat >"$dir/machines" <<END
 localhost     $system - 2 1 demo-local -
 demo-builder  $system - 2 1 demo-ssh   -
 END
-# Any free port: another hydrad may be running here.
-printf 'queue_runner_metrics_address = 127.0.0.1:0\nstatus_address = 127.0.0.1:0\n' >"$dir/hydra.conf"
+# No ports: another hydrad may be running here.
+printf 'queue_runner_metrics_address = none\nstatus_address = none\n' >"$dir/hydra.conf"
 
 if [ "$owner" != "$me" ]; then
     chown -R "$owner" "$dir"

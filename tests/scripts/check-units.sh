@@ -42,7 +42,7 @@ if command -v systemd-analyze >/dev/null; then
         mkdir -p "$stage/verify"
         # verify wants programs that exist, and each unit by itself (they name each other in Conflicts=).
         sed "s|^ExecStart=/usr/local/bin/hydrad|ExecStart=/bin/true|" "$units/$unit" >"$stage/verify/$unit"
-        quietly systemd-analyze verify --man=no "$stage/verify/$unit"
+        quietly systemd-analyze verify "$stage/verify/$unit"
         score=$(systemd-analyze security --offline=true --no-pager "$stage/verify/$unit" |
             sed -n 's/.*Overall exposure level[^:]*: \([0-9.]*\).*/\1/p')
         [ -n "$score" ] || die "$unit: systemd-analyze security gave no score"
