@@ -128,6 +128,8 @@ struct RunRow {
     build: BuildId,
     stepnr: i32,
     drv: String,
+    start: i32,
+    machine: String,
     system: String,
     outputs: Vec<(String, Option<String>)>,
 }
@@ -403,6 +405,34 @@ impl Writer {
         }
     }
 
+    /// Makes the busy rows of living runs again, where they were lost.
+    fn restore_steps(&self, tx: &mut Tx<'_>) -> Result<(), DbError> {
+        let ended: HashSet<&RunId> = self.ended.iter().collect();
+        let living: Vec<&RunRow> =
+            self.runs.iter().filter(|(run, _)| !ended.contains(run)).map(|(_, row)| row).collect();
+        if living.is_empty() {
+            return Ok(());
+        }
+        let build: Vec<i32> = living.iter().map(|row| row.build.0).collect();
+        let stepnr: Vec<i32> = living.iter().map(|row| row.stepnr).collect();
+        let drv: Vec<&str> = living.iter().map(|row| row.drv.as_str()).collect();
+        let start: Vec<i32> = living.iter().map(|row| row.start).collect();
+        let machine: Vec<&str> = living.iter().map(|row| row.machine.as_str()).collect();
+        let system: Vec<&str> = living.iter().map(|row| row.system.as_str()).collect();
+        tx.execute(
+            include_str!("../../sql/queue/restore_steps.sql"),
+            &[&build, &stepnr, &drv, &start, &machine, &system],
+        )?;
+        let outputs: Vec<(&RunRow, &(String, Option<String>))> =
+            living.iter().flat_map(|row| row.outputs.iter().map(move |output| (*row, output))).collect();
+        let build: Vec<i32> = outputs.iter().map(|(row, _)| row.build.0).collect();
+        let stepnr: Vec<i32> = outputs.iter().map(|(row, _)| row.stepnr).collect();
+        let name: Vec<&str> = outputs.iter().map(|(_, output)| output.0.as_str()).collect();
+        let path: Vec<Option<&str>> = outputs.iter().map(|(_, output)| output.1.as_deref()).collect();
+        tx.execute(include_str!("../../sql/queue/insert_step_outputs.sql"), &[&build, &stepnr, &name, &path])?;
+        Ok(())
+    }
+
     fn write_group(&mut self, group: &mut Vec<Entry>) -> Result<Staged, Failure> {
         let mut staged = Staged::default();
         if group.iter().all(|entry| matches!(entry.body, Body::Void)) && self.status.is_none() {
@@ -414,11 +444,14 @@ impl Writer {
         let mut tx = conn.transaction()?;
         let held: bool = tx.query(
             include_str!("../../sql/queue/guard_transaction.sql"),
-            &[&proof.backend_pid, &proof.class, &proof.object, &LOCK_TIMEOUT],
+            &[&proof.backend_pid, &proof.class, &proof.object, &LOCK_TIMEOUT, &durability(group)],
         )?[0]
-            .get(1);
+            .get(2);
         if !held {
             return Err(Failure::Away("another session may have taken our lock on the database".into()));
+        }
+        if self.away_since.is_some() {
+            self.restore_steps(&mut tx)?;
         }
         let mut work = GroupWork { writer: self, tx: &mut tx, staged: &mut staged, notify: Vec::new() };
         work.write(group)?;
@@ -436,6 +469,14 @@ impl Body {
             _ => None,
         }
     }
+}
+
+/// Whether the commit of a group waits for the disk. A busy row only says that an attempt has begun: should a crash of
+/// the server lose it, it is made again when the server is back. What has ended must not be lost.
+fn durability(group: &[Entry]) -> &'static str {
+    let may_be_lost =
+        |entry: &Entry| matches!(entry.body, Body::StartStep(_) | Body::Record(Record::Phase { .. }) | Body::Void);
+    if group.iter().all(may_be_lost) { "off" } else { "on" }
 }
 
 /// What a record will announce, as (is a start, build): equal ones must not share a transaction.
@@ -653,6 +694,8 @@ impl GroupWork<'_, '_> {
                 build: start.build,
                 stepnr,
                 drv: start.drv.clone(),
+                start: seconds(start.start),
+                machine: start.machine.clone(),
                 system: start.system.clone(),
                 outputs: start.outputs.clone(),
             };
