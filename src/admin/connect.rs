@@ -40,9 +40,17 @@ impl StateArgs {
             let dir = absolute(dir)?;
             let option = format!("--state {}", dir.display());
             let value = |path: &Path| path.display().to_string();
-            overrides.push(Override { key: "data_dir", value: value(&dir), option: option.clone() });
+            overrides.push(Override {
+                key: "data_dir",
+                value: value(&dir),
+                option: option.clone(),
+            });
             if std::env::var_os("HYDRA_CONFIG").is_none() && !dir.join("hydra.conf").exists() {
-                overrides.push(Override { key: "gc_roots_dir", value: value(&dir.join("gcroots")), option });
+                overrides.push(Override {
+                    key: "gc_roots_dir",
+                    value: value(&dir.join("gcroots")),
+                    option,
+                });
             }
         }
         Ok(overrides)
@@ -59,7 +67,10 @@ impl StateArgs {
                 connect::refuse_two_databases(&environment, settings)?;
                 let dir = absolute(dir)?;
                 Embedded::running(&dir)?.with_context(|| {
-                    format!("no hydrad works in {0}; start it with `hydrad run --state {0}`", dir.display())
+                    format!(
+                        "no hydrad works in {0}; start it with `hydrad run --state {0}`",
+                        dir.display()
+                    )
                 })
             }
         }

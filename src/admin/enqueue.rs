@@ -65,22 +65,44 @@ pub struct EnqueueArgs {
 /// # Errors
 /// When nothing was queued, or the waiting cannot go on.
 pub fn run(args: &EnqueueArgs) -> Result<ExitCode> {
-    ensure!(args.timeout >= 0 && args.max_silent >= 0, "--timeout and --max-silent cannot be negative");
+    ensure!(
+        args.timeout >= 0 && args.max_silent >= 0,
+        "--timeout and --max-silent cannot be negative"
+    );
     for (what, name) in [("project", &args.project), ("jobset", &args.jobset)] {
-        ensure!(is_name(name), "'{name}' cannot be a {what}: letters, digits, '-', '_' and '.', a letter first");
+        ensure!(
+            is_name(name),
+            "'{name}' cannot be a {what}: letters, digits, '-', '_' and '.', a letter first"
+        );
     }
     let settings = args.state.settings()?;
     let target = args.state.target(&settings)?;
     let builds = jobs(args)?;
-    let roots = GcRoots::open(&settings.gc_roots_dir)
-        .with_context(|| format!("cannot use {} (gc_roots_dir)", settings.gc_roots_dir.display()))?;
+    let roots = GcRoots::open(&settings.gc_roots_dir).with_context(|| {
+        format!(
+            "cannot use {} (gc_roots_dir)",
+            settings.gc_roots_dir.display()
+        )
+    })?;
     for build in &builds {
         roots.add(&build.drv).with_context(|| {
-            format!("cannot keep {} from the garbage collector in {}", build.drv, roots.dir().display())
+            format!(
+                "cannot keep {} from the garbage collector in {}",
+                build.drv,
+                roots.dir().display()
+            )
         })?;
     }
     // Listening begins before the builds are there: no end of one is missed.
-    let listener = if args.wait { Some(Listener::connect(&target, APPLICATION_NAME, &["build_finished"])?) } else { None };
+    let listener = if args.wait {
+        Some(Listener::connect(
+            &target,
+            APPLICATION_NAME,
+            &["build_finished"],
+        )?)
+    } else {
+        None
+    };
     let mut client = target.connect(APPLICATION_NAME)?;
     let queued = enqueue::insert(&mut client, &args.project, &args.jobset, &builds)?;
     match listener {
@@ -95,7 +117,9 @@ pub fn run(args: &EnqueueArgs) -> Result<ExitCode> {
 fn is_name(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '.')
         && name.len() <= 200
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        && name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
 }
 
 fn report_queued(args: &EnqueueArgs, builds: &[NewBuild], queued: &enqueue::Queued) {
@@ -105,7 +129,10 @@ fn report_queued(args: &EnqueueArgs, builds: &[NewBuild], queued: &enqueue::Queu
             .zip(&queued.builds)
             .map(|(build, id)| json!({"id": id, "job": build.job, "drv": build.drv}))
             .collect();
-        println!("{}", json!({"evaluation": queued.evaluation, "builds": list}));
+        println!(
+            "{}",
+            json!({"evaluation": queued.evaluation, "builds": list})
+        );
         return;
     }
     for (build, id) in builds.iter().zip(&queued.builds) {
@@ -117,7 +144,10 @@ fn report_queued(args: &EnqueueArgs, builds: &[NewBuild], queued: &enqueue::Queu
 fn jobs(args: &EnqueueArgs) -> Result<Vec<NewBuild>> {
     let is_drv = |file: &PathBuf| file.extension().is_some_and(|end| end == "drv");
     if args.files.iter().all(is_drv) {
-        ensure!(args.attrs.is_empty(), "--attr chooses from a Nix file, not from derivations");
+        ensure!(
+            args.attrs.is_empty(),
+            "--attr chooses from a Nix file, not from derivations"
+        );
         return args.files.iter().map(|file| from_drv(args, file)).collect();
     }
     let [file] = args.files.as_slice() else {
@@ -127,16 +157,39 @@ fn jobs(args: &EnqueueArgs) -> Result<Vec<NewBuild>> {
 }
 
 fn from_drv(args: &EnqueueArgs, file: &PathBuf) -> Result<NewBuild> {
-    let path = file.to_str().context("a store path is plain text")?.to_owned();
+    let path = file
+        .to_str()
+        .context("a store path is plain text")?
+        .to_owned();
     let text = std::fs::read(file).with_context(|| format!("cannot read {path}"))?;
     let drv = Derivation::parse(&text).with_context(|| format!("{path} is not a derivation"))?;
-    let base = path.rsplit('/').next().unwrap_or(&path).trim_end_matches(".drv");
-    let name = base.split_once('-').map_or(base, |(_, name)| name).to_owned();
+    let base = path
+        .rsplit('/')
+        .next()
+        .unwrap_or(&path)
+        .trim_end_matches(".drv");
+    let name = base
+        .split_once('-')
+        .map_or(base, |(_, name)| name)
+        .to_owned();
     Ok(NewBuild {
-        job: name.chars().map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' }).collect(),
+        job: name
+            .chars()
+            .map(|c| {
+                if c.is_ascii_alphanumeric() || "-_.".contains(c) {
+                    c
+                } else {
+                    '_'
+                }
+            })
+            .collect(),
         nix_name: name,
         system: drv.platform,
-        outputs: drv.outputs.into_iter().map(|(name, output)| (name, output.path)).collect(),
+        outputs: drv
+            .outputs
+            .into_iter()
+            .map(|(name, output)| (name, output.path))
+            .collect(),
         description: None,
         homepage: None,
         max_silent: args.max_silent,
@@ -150,43 +203,94 @@ fn from_drv(args: &EnqueueArgs, file: &PathBuf) -> Result<NewBuild> {
 
 /// Evaluates a Nix file and takes its derivations as jobs.
 fn from_nix(args: &EnqueueArgs, file: &PathBuf) -> Result<Vec<NewBuild>> {
-    let file = std::fs::canonicalize(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let attrs = args.attrs.iter().map(|attr| nix_string(attr)).collect::<Vec<_>>().join(" ");
-    let file_text = file.to_str().context("the Nix file's path is not plain text")?;
+    let file =
+        std::fs::canonicalize(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let attrs = args
+        .attrs
+        .iter()
+        .map(|attr| nix_string(attr))
+        .collect::<Vec<_>>()
+        .join(" ");
+    let file_text = file
+        .to_str()
+        .context("the Nix file's path is not plain text")?;
     let expression = format!(
         "({}) {{ file = /. + {}; attrs = [ {attrs} ]; }}",
         include_str!("jobs.nix"),
         nix_string(file_text)
     );
     let output = Command::new("nix-instantiate")
-        .args(["--eval", "--strict", "--json", "--read-write-mode", "-E", &expression])
+        .args([
+            "--eval",
+            "--strict",
+            "--json",
+            "--read-write-mode",
+            "-E",
+            &expression,
+        ])
         .stdin(Stdio::null())
         .output()
         .context("cannot start nix-instantiate; is Nix installed and in PATH?")?;
     if !output.status.success() {
-        bail!("{} cannot be evaluated:\n{}", file.display(), String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "{} cannot be evaluated:\n{}",
+            file.display(),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
-    let list: Vec<Value> = serde_json::from_slice(&output.stdout).context("nix-instantiate did not print JSON")?;
+    let list: Vec<Value> =
+        serde_json::from_slice(&output.stdout).context("nix-instantiate did not print JSON")?;
     let bad: Vec<String> = list
         .iter()
-        .filter_map(|job| Some(format!("  {}: {}", job["name"].as_str()?, job["error"].as_str()?)))
+        .filter_map(|job| {
+            Some(format!(
+                "  {}: {}",
+                job["name"].as_str()?,
+                job["error"].as_str()?
+            ))
+        })
         .collect();
-    ensure!(bad.is_empty(), "nothing was queued, since some jobs are wrong:\n{}", bad.join("\n"));
-    ensure!(!list.is_empty(), "{} has no derivations{}", file.display(),
-        if args.attrs.is_empty() { "" } else { " in these attributes" });
+    ensure!(
+        bad.is_empty(),
+        "nothing was queued, since some jobs are wrong:\n{}",
+        bad.join("\n")
+    );
+    ensure!(
+        !list.is_empty(),
+        "{} has no derivations{}",
+        file.display(),
+        if args.attrs.is_empty() {
+            ""
+        } else {
+            " in these attributes"
+        }
+    );
     list.iter().map(|job| from_json(args, job)).collect()
 }
 
 /// A string literal of the Nix language.
 fn nix_string(text: &str) -> String {
-    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"").replace("${", "\\${"))
+    format!(
+        "\"{}\"",
+        text.replace('\\', "\\\\")
+            .replace('"', "\\\"")
+            .replace("${", "\\${")
+    )
 }
 
 fn from_json(args: &EnqueueArgs, job: &Value) -> Result<NewBuild> {
     let text = |key: &str| -> Result<String> {
-        Ok(job[key].as_str().with_context(|| format!("nix-instantiate gave a job without {key}"))?.to_owned())
+        Ok(job[key]
+            .as_str()
+            .with_context(|| format!("nix-instantiate gave a job without {key}"))?
+            .to_owned())
     };
-    let number = |key: &str, default: i32| job[key].as_i64().and_then(|n| i32::try_from(n).ok()).unwrap_or(default);
+    let number = |key: &str, default: i32| {
+        job[key]
+            .as_i64()
+            .and_then(|n| i32::try_from(n).ok())
+            .unwrap_or(default)
+    };
     let outputs: BTreeMap<String, Option<String>> = job["outputs"]
         .as_object()
         .context("nix-instantiate gave a job without outputs")?
@@ -194,16 +298,25 @@ fn from_json(args: &EnqueueArgs, job: &Value) -> Result<NewBuild> {
         .map(|(name, path)| (name.clone(), path.as_str().map(str::to_owned)))
         .collect();
     let name = text("name")?;
-    let constituents = job["constituents"].as_array().map_or_else(Vec::new, |list| {
-        list.iter()
-            .filter_map(|c| {
-                let by_job = c["job"].as_str().map(|job| enqueue::Constituent::Job(job.to_owned()));
-                by_job.or_else(|| Some(enqueue::Constituent::Drv(c["drv"].as_str()?.to_owned())))
-            })
-            .collect()
-    });
+    let constituents = job["constituents"]
+        .as_array()
+        .map_or_else(Vec::new, |list| {
+            list.iter()
+                .filter_map(|c| {
+                    let by_job = c["job"]
+                        .as_str()
+                        .map(|job| enqueue::Constituent::Job(job.to_owned()));
+                    by_job
+                        .or_else(|| Some(enqueue::Constituent::Drv(c["drv"].as_str()?.to_owned())))
+                })
+                .collect()
+        });
     Ok(NewBuild {
-        job: if name.is_empty() { text("nixName")? } else { name },
+        job: if name.is_empty() {
+            text("nixName")?
+        } else {
+            name
+        },
         nix_name: text("nixName")?,
         drv: text("drv")?,
         system: text("system")?,
@@ -219,7 +332,12 @@ fn from_json(args: &EnqueueArgs, job: &Value) -> Result<NewBuild> {
 }
 
 /// Waits until all have ended; shows progress on a terminal, a line for each end elsewhere.
-fn wait(args: &EnqueueArgs, target: &DbTarget, mut listener: Listener, queued: &enqueue::Queued) -> Result<ExitCode> {
+fn wait(
+    args: &EnqueueArgs,
+    target: &DbTarget,
+    mut listener: Listener,
+    queued: &enqueue::Queued,
+) -> Result<ExitCode> {
     let ids = &queued.builds;
     let mut client = target.connect(APPLICATION_NAME)?;
     let bar = progress_bar(ids.len() as u64);
@@ -241,8 +359,14 @@ fn wait(args: &EnqueueArgs, target: &DbTarget, mut listener: Listener, queued: &
         }
         let until = Instant::now() + LOOK_EVERY;
         while let Some(left) = until.checked_duration_since(Instant::now()) {
-            let Some(notice) = listener.next(left)? else { break };
-            let ours = notice.payload.split('\t').filter_map(|id| id.parse().ok()).any(|id: i32| ids.contains(&id));
+            let Some(notice) = listener.next(left)? else {
+                break;
+            };
+            let ours = notice
+                .payload
+                .split('\t')
+                .filter_map(|id| id.parse().ok())
+                .any(|id: i32| ids.contains(&id));
             if ours {
                 break;
             }
@@ -255,14 +379,21 @@ fn progress_bar(count: u64) -> indicatif::ProgressBar {
         return indicatif::ProgressBar::hidden();
     }
     let bar = indicatif::ProgressBar::new(count);
-    if let Ok(style) = indicatif::ProgressStyle::with_template("{elapsed} [{bar:40}] {pos} of {len} builds ended") {
+    if let Ok(style) =
+        indicatif::ProgressStyle::with_template("{elapsed} [{bar:40}] {pos} of {len} builds ended")
+    {
         bar.set_style(style);
     }
     bar.enable_steady_tick(Duration::from_secs(1));
     bar
 }
 
-fn report_ended(args: &EnqueueArgs, queued: &enqueue::Queued, ended: &[enqueue::State], gone: usize) -> ExitCode {
+fn report_ended(
+    args: &EnqueueArgs,
+    queued: &enqueue::Queued,
+    ended: &[enqueue::State],
+    gone: usize,
+) -> ExitCode {
     if args.json {
         let builds: Vec<Value> = ended
             .iter()
@@ -272,14 +403,27 @@ fn report_ended(args: &EnqueueArgs, queued: &enqueue::Queued, ended: &[enqueue::
                     "start": build.start, "stop": build.stop, "cached": build.cached})
             })
             .collect();
-        println!("{}", json!({"evaluation": queued.evaluation, "builds": builds, "deleted": gone}));
+        println!(
+            "{}",
+            json!({"evaluation": queued.evaluation, "builds": builds, "deleted": gone})
+        );
     } else {
-        let mut rows = vec![["build", "job", "status", "time"].map(str::to_owned).to_vec()];
+        let mut rows = vec![["build", "job", "status", "time"]
+            .map(str::to_owned)
+            .to_vec()];
         for build in ended {
-            let status = build.status.and_then(BuildStatus::from_code).map_or("?", BuildStatus::text);
+            let status = build
+                .status
+                .and_then(BuildStatus::from_code)
+                .map_or("?", BuildStatus::text);
             let cached = if build.cached { " (cached)" } else { "" };
             let time = table::duration(build.stop.unwrap_or(0) - build.start.unwrap_or(0));
-            rows.push(vec![build.id.to_string(), build.job.clone(), format!("{status}{cached}"), time]);
+            rows.push(vec![
+                build.id.to_string(),
+                build.job.clone(),
+                format!("{status}{cached}"),
+                time,
+            ]);
         }
         print!("{}", table::table(&rows));
         if gone > 0 {
@@ -287,5 +431,9 @@ fn report_ended(args: &EnqueueArgs, queued: &enqueue::Queued, ended: &[enqueue::
         }
     }
     let good = gone == 0 && ended.iter().all(|build| build.status == Some(0));
-    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }

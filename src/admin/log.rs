@@ -41,8 +41,12 @@ pub struct LogArgs {
 /// When there is no such build, derivation, log or attempt.
 pub fn run(args: &LogArgs) -> Result<ExitCode> {
     let settings = args.state.settings()?;
-    let logs = LogStore::open(&settings.data_dir)
-        .with_context(|| format!("cannot use {} (HYDRA_DATA)", settings.data_dir.join("build-logs").display()))?;
+    let logs = LogStore::open(&settings.data_dir).with_context(|| {
+        format!(
+            "cannot use {} (HYDRA_DATA)",
+            settings.data_dir.join("build-logs").display()
+        )
+    })?;
     let mut target = None;
     let drv = match args.what.parse::<i32>() {
         Ok(build) => {
@@ -58,7 +62,9 @@ pub fn run(args: &LogArgs) -> Result<ExitCode> {
         "'{}' is neither a build's number nor a derivation (….drv)",
         args.what
     );
-    let attempts = logs.attempts(&drv).with_context(|| format!("cannot look for logs of {drv}"))?;
+    let attempts = logs
+        .attempts(&drv)
+        .with_context(|| format!("cannot look for logs of {drv}"))?;
     if args.attempts {
         for (number, path) in &attempts {
             println!("{number}  {}", path.display());
@@ -73,7 +79,10 @@ pub fn run(args: &LogArgs) -> Result<ExitCode> {
     }
     let path = match args.attempt {
         None => attempts.last().map(|(_, path)| path),
-        Some(wanted) => attempts.iter().find(|(number, _)| *number == wanted).map(|(_, path)| path),
+        Some(wanted) => attempts
+            .iter()
+            .find(|(number, _)| *number == wanted)
+            .map(|(_, path)| path),
     };
     match path {
         Some(path) => print(path),
@@ -88,7 +97,10 @@ pub fn run(args: &LogArgs) -> Result<ExitCode> {
 /// The derivation whose log tells about a build: of the step that failed, else the top-level one.
 fn drv_of_build(target: &DbTarget, build: i32) -> Result<String> {
     let mut client = target.connect("hydrad-log")?;
-    let rows = client.query(include_str!("../../sql/admin/select_log_drv.sql"), &[&build])?;
+    let rows = client.query(
+        include_str!("../../sql/admin/select_log_drv.sql"),
+        &[&build],
+    )?;
     match rows.first() {
         Some(row) => Ok(row.get(0)),
         None => bail!("there is no build {build}"),
@@ -103,7 +115,8 @@ fn print(path: &Path) -> Result<ExitCode> {
     };
     match decompressor {
         None => {
-            let mut file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let mut file =
+                File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
             copy(&mut file)?;
             Ok(ExitCode::SUCCESS)
         }
@@ -113,8 +126,17 @@ fn print(path: &Path) -> Result<ExitCode> {
                 .arg(path)
                 .stdin(Stdio::null())
                 .status()
-                .with_context(|| format!("cannot start {program}, which is needed to read {}", path.display()))?;
-            Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+                .with_context(|| {
+                    format!(
+                        "cannot start {program}, which is needed to read {}",
+                        path.display()
+                    )
+                })?;
+            Ok(if status.success() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            })
         }
     }
 }
@@ -128,13 +150,17 @@ fn copy(file: &mut impl Read) -> Result<u64> {
 }
 
 fn follow(path: &PathBuf, drv: &str, target: Option<&DbTarget>) -> Result<ExitCode> {
-    let mut client = target.map(|target| target.connect("hydrad-log")).transpose()?;
+    let mut client = target
+        .map(|target| target.connect("hydrad-log"))
+        .transpose()?;
     let mut open: Option<(File, u64)> = None;
     let mut waiting_told = false;
     loop {
         // Asked before the last read: what is written before the end is still printed.
         let busy = match &mut client {
-            Some(client) => client.query_one(include_str!("../../sql/admin/is_drv_busy.sql"), &[&drv])?.get(0),
+            Some(client) => client
+                .query_one(include_str!("../../sql/admin/is_drv_busy.sql"), &[&drv])?
+                .get(0),
             None => true,
         };
         if open.is_none() {
@@ -152,7 +178,10 @@ fn follow(path: &PathBuf, drv: &str, target: Option<&DbTarget>) -> Result<ExitCo
             waiting_told = true;
         }
         if !busy {
-            ensure!(open.is_some(), "there is no log of {drv} and no step builds it now");
+            ensure!(
+                open.is_some(),
+                "there is no log of {drv} and no step builds it now"
+            );
             return Ok(ExitCode::SUCCESS);
         }
         std::thread::sleep(LOOK_EVERY);

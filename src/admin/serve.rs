@@ -8,11 +8,11 @@ use super::check::{self, CheckInput, CheckRow, Mark};
 use super::connect::{absolute, environment};
 use super::{init as init_command, table};
 use crate::cli::{CheckCommand, InitCommand, RunArgs};
+use crate::config::machines::LocalHost;
+use crate::config::settings::Settings;
 use crate::db::connect::{self, DbTarget};
 use crate::db::embedded::Embedded;
 use crate::db::schema::{self, NewVersion, SchemaState};
-use crate::config::machines::LocalHost;
-use crate::config::settings::Settings;
 use crate::queue;
 use crate::queue::trust::{self, Trust};
 use crate::store::local::LocalStore;
@@ -35,7 +35,11 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
             (target, Some(embedded))
         }
     };
-    let config = queue::Config { settings, target, beside: args.beside };
+    let config = queue::Config {
+        settings,
+        target,
+        beside: args.beside,
+    };
     let result = queue::run(&config, &signals);
     if let Some(embedded) = embedded {
         embedded.stop()?;
@@ -87,7 +91,12 @@ pub fn check(command: &CheckCommand) -> Result<ExitCode> {
         machines_path: std::path::Path::new("/etc/nix/machines"),
         store_rows: &store_rows_of,
     };
-    let code = check::run(&command.check, &input, &mut std::io::stdout(), table::colour())?;
+    let code = check::run(
+        &command.check,
+        &input,
+        &mut std::io::stdout(),
+        table::colour(),
+    )?;
     Ok(ExitCode::from(code))
 }
 
@@ -97,13 +106,29 @@ fn store_rows(settings: &Settings) -> Vec<CheckRow> {
     let store = LocalStore::from_env(&environment, &settings.nix_daemon_program);
     let reached = match store.query(&store.dir().join("00000000000000000000000000000000-none")) {
         Ok(_) => CheckRow::new(SECTION, "local store", store.describe(), Mark::Ok, ""),
-        Err(message) => CheckRow::new(SECTION, "local store", store.describe(), Mark::Problem, message),
+        Err(message) => CheckRow::new(
+            SECTION,
+            "local store",
+            store.describe(),
+            Mark::Problem,
+            message,
+        ),
     };
     let trusted = match trust::probe(&store.dir().0, &queue::programs(settings)) {
-        Trust::Trusted => CheckRow::new(SECTION, "trusted", "yes", Mark::Ok, "this user may build and register paths"),
-        Trust::Refused(message) => {
-            CheckRow::new(SECTION, "trusted", "no", Mark::Problem, format!("{message}; {}", trust::advice()))
-        }
+        Trust::Trusted => CheckRow::new(
+            SECTION,
+            "trusted",
+            "yes",
+            Mark::Ok,
+            "this user may build and register paths",
+        ),
+        Trust::Refused(message) => CheckRow::new(
+            SECTION,
+            "trusted",
+            "no",
+            Mark::Problem,
+            format!("{message}; {}", trust::advice()),
+        ),
         Trust::Unknown(message) => CheckRow::new(SECTION, "trusted", "", Mark::Unknown, message),
     };
     vec![reached, trusted]

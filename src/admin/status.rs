@@ -48,12 +48,22 @@ pub fn run(args: &StatusArgs) -> Result<ExitCode> {
         }
     }
     let report: Option<Value> = client
-        .query_opt(include_str!("../../sql/admin/select_system_status.sql"), &[])?
+        .query_opt(
+            include_str!("../../sql/admin/select_system_status.sql"),
+            &[],
+        )?
         .and_then(|row| serde_json::from_str(&row.get::<_, String>(0)).ok());
-    let unfinished: i64 = client.query_one(include_str!("../../sql/admin/count_queue.sql"), &[])?.get(0);
-    let running = client.query(include_str!("../../sql/admin/select_running_steps.sql"), &[])?;
-    let recent =
-        client.query(include_str!("../../sql/admin/select_recent_builds.sql"), &[&i64::from(args.last)])?;
+    let unfinished: i64 = client
+        .query_one(include_str!("../../sql/admin/count_queue.sql"), &[])?
+        .get(0);
+    let running = client.query(
+        include_str!("../../sql/admin/select_running_steps.sql"),
+        &[],
+    )?;
+    let recent = client.query(
+        include_str!("../../sql/admin/select_recent_builds.sql"),
+        &[&i64::from(args.last)],
+    )?;
     if args.json {
         let running: Vec<Value> = running
             .iter()
@@ -80,7 +90,11 @@ pub fn run(args: &StatusArgs) -> Result<ExitCode> {
         print_running(&running);
         print_recent(&recent);
     }
-    Ok(if answered { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if answered {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn phase(busy: i32) -> &'static str {
@@ -99,7 +113,9 @@ fn phase(busy: i32) -> &'static str {
 fn print_report(answered: bool, unfinished: i64, report: Option<&Value>) {
     let number = |key: &str| report.and_then(|report| report[key].as_i64()).unwrap_or(0);
     if !answered {
-        println!("the queue runner does not answer: is it running? ({unfinished} builds are queued)");
+        println!(
+            "the queue runner does not answer: is it running? ({unfinished} builds are queued)"
+        );
         return;
     }
     println!(
@@ -111,21 +127,36 @@ fn print_report(answered: bool, unfinished: i64, report: Option<&Value>) {
         number("nrStepsDone"),
         number("nrRetries"),
     );
-    let Some(machines) = report.and_then(|report| report["machines"].as_object()) else { return };
-    let mut rows = vec![["machine", "running", "done", "state"].map(str::to_owned).to_vec()];
-    for (name, machine) in machines.iter().filter(|(name, _)| *name != "ssh://localhost") {
+    let Some(machines) = report.and_then(|report| report["machines"].as_object()) else {
+        return;
+    };
+    let mut rows = vec![["machine", "running", "done", "state"]
+        .map(str::to_owned)
+        .to_vec()];
+    for (name, machine) in machines
+        .iter()
+        .filter(|(name, _)| *name != "ssh://localhost")
+    {
         let failures = machine["consecutiveFailures"].as_i64().unwrap_or(0);
         let until = machine["disabledUntil"].as_i64().unwrap_or(0);
         let state = if machine["enabled"] == false {
             "removed".to_owned()
         } else if failures > 0 && until > unix_now() {
             let why = machine["lastError"].as_str().unwrap_or("");
-            format!("set aside for {} after {failures} failures: {why}", table::duration(until - unix_now()))
+            format!(
+                "set aside for {} after {failures} failures: {why}",
+                table::duration(until - unix_now())
+            )
         } else {
             "ready".to_owned()
         };
         let count = |key: &str| machine[key].as_i64().unwrap_or(0).to_string();
-        rows.push(vec![name.clone(), count("currentJobs"), count("nrStepsDone"), state]);
+        rows.push(vec![
+            name.clone(),
+            count("currentJobs"),
+            count("nrStepsDone"),
+            state,
+        ]);
     }
     print!("\n{}", table::table(&rows));
 }
@@ -134,7 +165,9 @@ fn print_running(running: &[postgres::Row]) {
     if running.is_empty() {
         return;
     }
-    let mut rows = vec![["build", "step", "phase", "for", "machine", "derivation"].map(str::to_owned).to_vec()];
+    let mut rows = vec![["build", "step", "phase", "for", "machine", "derivation"]
+        .map(str::to_owned)
+        .to_vec()];
     for row in running {
         let since = i64::from(row.get::<_, i32>(3));
         let drv: Option<String> = row.get(5);
@@ -144,7 +177,11 @@ fn print_running(running: &[postgres::Row]) {
             phase(row.get(2)).to_owned(),
             table::duration((unix_now() - since).max(0)),
             row.get(4),
-            drv.unwrap_or_default().rsplit('/').next().unwrap_or_default().to_owned(),
+            drv.unwrap_or_default()
+                .rsplit('/')
+                .next()
+                .unwrap_or_default()
+                .to_owned(),
         ]);
     }
     print!("\n{}", table::table(&rows));
@@ -154,14 +191,19 @@ fn print_recent(recent: &[postgres::Row]) {
     if recent.is_empty() {
         return;
     }
-    let mut rows = vec![["build", "job", "status", "time", "machine"].map(str::to_owned).to_vec()];
+    let mut rows = vec![["build", "job", "status", "time", "machine"]
+        .map(str::to_owned)
+        .to_vec()];
     for row in recent {
         let status: Option<i32> = row.get(2);
-        let time = row.get::<_, Option<i32>>(4).unwrap_or(0) - row.get::<_, Option<i32>>(3).unwrap_or(0);
+        let time =
+            row.get::<_, Option<i32>>(4).unwrap_or(0) - row.get::<_, Option<i32>>(3).unwrap_or(0);
         rows.push(vec![
             row.get::<_, i32>(0).to_string(),
             row.get(1),
-            status.and_then(BuildStatus::from_code).map_or_else(|| "?".to_owned(), |s| s.text().to_owned()),
+            status
+                .and_then(BuildStatus::from_code)
+                .map_or_else(|| "?".to_owned(), |s| s.text().to_owned()),
             table::duration(i64::from(time)),
             row.get::<_, Option<String>>(5).unwrap_or_default(),
         ]);

@@ -3,8 +3,15 @@
 /// Rows of cells, columns as wide as their widest cell, two blanks between. The first row is the heading.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
-    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+    let width = |column: usize| {
+        rows.iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count())
+            .max()
+    };
+    let widths: Vec<usize> = (0..columns)
+        .map(|column| width(column).unwrap_or(0))
+        .collect();
     let mut text = String::new();
     for row in rows {
         let mut line = String::new();
@@ -48,12 +55,23 @@ mod tests {
 
     #[test]
     fn columns_align_and_lines_end_without_blanks() {
-        let row = |cells: &[&str]| cells.iter().map(|cell| (*cell).to_owned()).collect::<Vec<_>>();
-        assert_eq!(table(&[row(&["id", "job"]), row(&["1000", "ä"]), row(&["1", ""])]), "id    job\n1000  ä\n1\n");
+        let row = |cells: &[&str]| {
+            cells
+                .iter()
+                .map(|cell| (*cell).to_owned())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            table(&[row(&["id", "job"]), row(&["1000", "ä"]), row(&["1", ""])]),
+            "id    job\n1000  ä\n1\n"
+        );
     }
 
     #[test]
     fn durations_are_readable() {
-        assert_eq!([duration(7), duration(65), duration(7260)], ["7 s", "1 min 5 s", "2 h 1 min"]);
+        assert_eq!(
+            [duration(7), duration(65), duration(7260)],
+            ["7 s", "1 min 5 s", "2 h 1 min"]
+        );
     }
 }

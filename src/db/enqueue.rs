@@ -44,17 +44,35 @@ pub struct Queued {
 ///
 /// # Errors
 /// Of the database; nothing is queued then.
-pub fn insert(client: &mut Client, project: &str, jobset: &str, builds: &[NewBuild]) -> Result<Queued, DbError> {
+pub fn insert(
+    client: &mut Client,
+    project: &str,
+    jobset: &str,
+    builds: &[NewBuild],
+) -> Result<Queued, DbError> {
     let now = i32::try_from(unix_now()).unwrap_or(i32::MAX);
     let mut tx = client.transaction()?;
     tx.execute(include_str!("../../sql/admin/ensure_user.sql"), &[])?;
-    tx.execute(include_str!("../../sql/admin/ensure_project.sql"), &[&project])?;
-    tx.execute(include_str!("../../sql/admin/ensure_jobset.sql"), &[&project, &jobset])?;
-    let jobset_id: i32 =
-        tx.query_one(include_str!("../../sql/admin/select_jobset_id.sql"), &[&project, &jobset])?.get(0);
+    tx.execute(
+        include_str!("../../sql/admin/ensure_project.sql"),
+        &[&project],
+    )?;
+    tx.execute(
+        include_str!("../../sql/admin/ensure_jobset.sql"),
+        &[&project, &jobset],
+    )?;
+    let jobset_id: i32 = tx
+        .query_one(
+            include_str!("../../sql/admin/select_jobset_id.sql"),
+            &[&project, &jobset],
+        )?
+        .get(0);
     let count = i32::try_from(builds.len()).unwrap_or(i32::MAX);
     let evaluation: i32 = tx
-        .query_one(include_str!("../../sql/admin/insert_evaluation.sql"), &[&jobset_id, &now, &count])?
+        .query_one(
+            include_str!("../../sql/admin/insert_evaluation.sql"),
+            &[&jobset_id, &now, &count],
+        )?
         .get(0);
     let insert_build = tx.prepare(include_str!("../../sql/admin/insert_build.sql"))?;
     let insert_output = tx.prepare(include_str!("../../sql/admin/insert_build_output.sql"))?;
@@ -65,8 +83,20 @@ pub fn insert(client: &mut Client, project: &str, jobset: &str, builds: &[NewBui
         let id: i32 = tx
             .query_one(
                 &insert_build,
-                &[&now, &jobset_id, &build.job, &build.nix_name, &build.description, &build.drv, &build.system,
-                    &build.homepage, &build.max_silent, &build.timeout, &i32::from(build.is_channel), &build.priority],
+                &[
+                    &now,
+                    &jobset_id,
+                    &build.job,
+                    &build.nix_name,
+                    &build.description,
+                    &build.drv,
+                    &build.system,
+                    &build.homepage,
+                    &build.max_silent,
+                    &build.timeout,
+                    &i32::from(build.is_channel),
+                    &build.priority,
+                ],
             )?
             .get(0);
         for (name, path) in &build.outputs {
@@ -81,7 +111,10 @@ pub fn insert(client: &mut Client, project: &str, jobset: &str, builds: &[NewBui
         tx.execute(&notify, &[&"builds_added", &lowest.to_string()])?;
     }
     tx.commit()?;
-    Ok(Queued { evaluation, builds: ids })
+    Ok(Queued {
+        evaluation,
+        builds: ids,
+    })
 }
 
 fn insert_constituents(
@@ -89,8 +122,16 @@ fn insert_constituents(
     builds: &[NewBuild],
     ids: &[i32],
 ) -> Result<(), DbError> {
-    let by_job: HashMap<&str, i32> = builds.iter().zip(ids).map(|(build, id)| (build.job.as_str(), *id)).collect();
-    let by_drv: HashMap<&str, i32> = builds.iter().zip(ids).map(|(build, id)| (build.drv.as_str(), *id)).collect();
+    let by_job: HashMap<&str, i32> = builds
+        .iter()
+        .zip(ids)
+        .map(|(build, id)| (build.job.as_str(), *id))
+        .collect();
+    let by_drv: HashMap<&str, i32> = builds
+        .iter()
+        .zip(ids)
+        .map(|(build, id)| (build.drv.as_str(), *id))
+        .collect();
     for (build, id) in builds.iter().zip(ids) {
         for constituent in &build.constituents {
             let member = match constituent {
@@ -99,9 +140,15 @@ fn insert_constituents(
             };
             match member {
                 Some(member) => {
-                    tx.execute(include_str!("../../sql/admin/insert_constituent.sql"), &[id, member])?;
+                    tx.execute(
+                        include_str!("../../sql/admin/insert_constituent.sql"),
+                        &[id, member],
+                    )?;
                 }
-                None => log::warn!("aggregate {}: its member {constituent:?} is not among the jobs", build.job),
+                None => log::warn!(
+                    "aggregate {}: its member {constituent:?} is not among the jobs",
+                    build.job
+                ),
             }
         }
     }
@@ -125,7 +172,10 @@ pub struct State {
 /// # Errors
 /// Of the database.
 pub fn states(client: &mut Client, ids: &[i32]) -> Result<Vec<State>, DbError> {
-    let rows = client.query(include_str!("../../sql/admin/select_build_states.sql"), &[&ids])?;
+    let rows = client.query(
+        include_str!("../../sql/admin/select_build_states.sql"),
+        &[&ids],
+    )?;
     Ok(rows
         .iter()
         .map(|row| State {

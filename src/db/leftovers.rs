@@ -28,7 +28,9 @@ pub fn busy_steps(conn: &mut Conn) -> Result<Vec<BusyStep>, DbError> {
             stepnr: row.get(1),
             drv: row.get::<_, Option<String>>(2).unwrap_or_default(),
             start: UnixSecs::from(row.get::<_, i32>(3)),
-            outputs: row.get::<_, Option<Vec<Option<String>>>>(5).unwrap_or_default(),
+            outputs: row
+                .get::<_, Option<Vec<Option<String>>>>(5)
+                .unwrap_or_default(),
         })
         .collect())
 }
@@ -38,7 +40,10 @@ pub fn busy_steps(conn: &mut Conn) -> Result<Vec<BusyStep>, DbError> {
 /// # Errors
 /// Of the database.
 pub fn abort(conn: &mut Conn, step: &BusyStep) -> Result<(), DbError> {
-    conn.execute(include_str!("../../sql/queue/abort_busy_step.sql"), &[&step.build.0, &step.stepnr])?;
+    conn.execute(
+        include_str!("../../sql/queue/abort_busy_step.sql"),
+        &[&step.build.0, &step.stepnr],
+    )?;
     Ok(())
 }
 
@@ -47,6 +52,9 @@ pub fn abort(conn: &mut Conn, step: &BusyStep) -> Result<(), DbError> {
 /// # Errors
 /// Of the database.
 pub fn builds_of(conn: &mut Conn, drv: &str) -> Result<Vec<BuildId>, DbError> {
-    let rows = conn.query(include_str!("../../sql/queue/select_builds_of_drv.sql"), &[&drv])?;
+    let rows = conn.query(
+        include_str!("../../sql/queue/select_builds_of_drv.sql"),
+        &[&drv],
+    )?;
     Ok(rows.iter().map(|row| BuildId(row.get(0))).collect())
 }

@@ -12,7 +12,9 @@ pub fn build_finished(primary: BuildId, others: &[BuildId]) -> Vec<String> {
     let mut payloads = vec![first.clone()];
     for other in others.iter().filter(|other| **other != primary) {
         let other = other.to_string();
-        let last = payloads.last_mut().unwrap_or_else(|| unreachable!("BUG: there is a first payload"));
+        let last = payloads
+            .last_mut()
+            .unwrap_or_else(|| unreachable!("BUG: there is a first payload"));
         if last.len() + 1 + other.len() <= PAYLOAD_BYTES_MAX {
             last.push('\t');
             last.push_str(&other);
@@ -30,7 +32,9 @@ pub fn step_started(build: BuildId, stepnr: i32) -> String {
 
 /// `step_finished`; `-` says that there is no log. A path that cannot be sent counts as none.
 pub fn step_finished(build: BuildId, stepnr: i32, log: Option<&str>) -> String {
-    let log = log.filter(|path| !path.is_empty() && !path.contains('\t') && path.len() < 4_096).unwrap_or("-");
+    let log = log
+        .filter(|path| !path.is_empty() && !path.contains('\t') && path.len() < 4_096)
+        .unwrap_or("-");
     format!("{build}\t{stepnr}\t{log}")
 }
 
@@ -46,7 +50,9 @@ mod tests {
         let mut seen = vec![ids[0]];
         for payload in &payloads {
             assert!(payload.len() <= PAYLOAD_BYTES_MAX);
-            let mut fields = payload.split('\t').map(|f| BuildId(f.parse().expect("an id")));
+            let mut fields = payload
+                .split('\t')
+                .map(|f| BuildId(f.parse().expect("an id")));
             assert_eq!(fields.next(), Some(ids[0]));
             seen.extend(fields);
         }
@@ -56,7 +62,10 @@ mod tests {
     #[test]
     fn small_payloads() {
         assert_eq!(build_finished(BuildId(7), &[]), ["7"]);
-        assert_eq!(build_finished(BuildId(7), &[BuildId(7), BuildId(9)]), ["7\t9"]);
+        assert_eq!(
+            build_finished(BuildId(7), &[BuildId(7), BuildId(9)]),
+            ["7\t9"]
+        );
         assert_eq!(step_started(BuildId(7), 2), "7\t2");
         assert_eq!(step_finished(BuildId(7), 2, None), "7\t2\t-");
         assert_eq!(step_finished(BuildId(7), 2, Some("/a b")), "7\t2\t/a b");

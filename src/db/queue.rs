@@ -9,8 +9,15 @@ use crate::plan::event::QueuedBuild;
 ///
 /// # Errors
 /// Of the database.
-pub fn builds_from(conn: &mut Conn, from: BuildId, limit: i64) -> Result<Vec<QueuedBuild>, DbError> {
-    let rows = conn.query(include_str!("../../sql/queue/select_builds_from.sql"), &[&from.0, &limit])?;
+pub fn builds_from(
+    conn: &mut Conn,
+    from: BuildId,
+    limit: i64,
+) -> Result<Vec<QueuedBuild>, DbError> {
+    let rows = conn.query(
+        include_str!("../../sql/queue/select_builds_from.sql"),
+        &[&from.0, &limit],
+    )?;
     Ok(rows.iter().map(queued_build).collect())
 }
 
@@ -41,8 +48,14 @@ fn queued_build(row: &postgres::Row) -> QueuedBuild {
 /// # Errors
 /// Of the database.
 pub fn unfinished(conn: &mut Conn) -> Result<Vec<(BuildId, i32)>, DbError> {
-    let rows = conn.query(include_str!("../../sql/queue/select_unfinished_list.sql"), &[])?;
-    Ok(rows.iter().map(|row| (BuildId(row.get(0)), row.get(1))).collect())
+    let rows = conn.query(
+        include_str!("../../sql/queue/select_unfinished_list.sql"),
+        &[],
+    )?;
+    Ok(rows
+        .iter()
+        .map(|row| (BuildId(row.get(0)), row.get(1)))
+        .collect())
 }
 
 /// A jobset as the plan wants to know it.
@@ -62,16 +75,30 @@ pub struct Jobset {
 pub fn jobset(conn: &mut Conn, id: JobsetId, since: UnixSecs) -> Result<Option<Jobset>, DbError> {
     let mut tx = conn.transaction()?;
     let rows = tx.query(include_str!("../../sql/queue/select_jobset.sql"), &[&id.0])?;
-    let Some(row) = rows.first() else { return Ok(None) };
+    let Some(row) = rows.first() else {
+        return Ok(None);
+    };
     let (name, shares): (String, i32) = (row.get(0), row.get(1));
     let since = i32::try_from(since).unwrap_or(i32::MAX);
-    let rows = tx.query(include_str!("../../sql/queue/select_jobset_history.sql"), &[&id.0, &since])?;
+    let rows = tx.query(
+        include_str!("../../sql/queue/select_jobset_history.sql"),
+        &[&id.0, &since],
+    )?;
     let history = rows
         .iter()
-        .map(|row| (UnixSecs::from(row.get::<_, i32>(0)), u32::try_from(row.get::<_, i32>(1)).unwrap_or(0)))
+        .map(|row| {
+            (
+                UnixSecs::from(row.get::<_, i32>(0)),
+                u32::try_from(row.get::<_, i32>(1)).unwrap_or(0),
+            )
+        })
         .collect();
     tx.commit()?;
-    Ok(Some(Jobset { name, shares: u32::try_from(shares).unwrap_or(1).max(1), history }))
+    Ok(Some(Jobset {
+        name,
+        shares: u32::try_from(shares).unwrap_or(1).max(1),
+        history,
+    }))
 }
 
 /// The shares of these jobsets.
@@ -79,7 +106,13 @@ pub fn jobset(conn: &mut Conn, id: JobsetId, since: UnixSecs) -> Result<Option<J
 /// # Errors
 /// Of the database.
 pub fn jobset_shares(conn: &mut Conn, ids: &[i32]) -> Result<Vec<(JobsetId, u32)>, DbError> {
-    let rows = conn.query(include_str!("../../sql/queue/select_jobset_shares.sql"), &[&ids])?;
+    let rows = conn.query(
+        include_str!("../../sql/queue/select_jobset_shares.sql"),
+        &[&ids],
+    )?;
     let shares = |row: &postgres::Row| u32::try_from(row.get::<_, i32>(1)).unwrap_or(1).max(1);
-    Ok(rows.iter().map(|row| (JobsetId(row.get(0)), shares(row))).collect())
+    Ok(rows
+        .iter()
+        .map(|row| (JobsetId(row.get(0)), shares(row)))
+        .collect())
 }

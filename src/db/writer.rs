@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
-use super::payload;
 use super::locks::LockProof;
+use super::payload;
 use super::pool::{Pool, Tx};
 use super::DbError;
 use crate::base::text;
@@ -52,7 +52,9 @@ pub enum Message {
     /// Replace the `SystemStatus` row and announce it.
     Status(String),
     /// Leave once everything before is written or `until` has passed.
-    Stop { until: Instant },
+    Stop {
+        until: Instant,
+    },
 }
 
 /// One record under its ticket.
@@ -209,8 +211,10 @@ impl Writer {
                 || (self.stop.is_some() && waiting.is_empty() && self.deferred.is_empty())
             {
                 if !waiting.is_empty() || !self.deferred.is_empty() {
-                    log::warn!("leaving {} records unwritten; the next start finds their work again",
-                        waiting.len() + self.deferred.len());
+                    log::warn!(
+                        "leaving {} records unwritten; the next start finds their work again",
+                        waiting.len() + self.deferred.len()
+                    );
                 }
                 return;
             }
@@ -226,17 +230,28 @@ impl Writer {
     }
 
     /// Waits for something to write, then takes all that has come.
-    fn receive(&mut self, inbox: &Receiver<Message>, waiting: &mut VecDeque<Entry>, phase_since: &mut Option<Instant>) {
+    fn receive(
+        &mut self,
+        inbox: &Receiver<Message>,
+        waiting: &mut VecDeque<Entry>,
+        phase_since: &mut Option<Instant>,
+    ) {
         loop {
             let urgent = self.status.is_some()
-                || waiting.iter().any(|entry| !matches!(entry.body, Body::Record(Record::Phase { .. }) | Body::Void));
+                || waiting.iter().any(|entry| {
+                    !matches!(entry.body, Body::Record(Record::Phase { .. }) | Body::Void)
+                });
             let now = Instant::now();
             let deadline = if urgent {
                 now
             } else {
                 let phase = phase_since.map(|since| since + PHASE_DELAY);
                 let deferred = self.deferred.front().map(|(at, _)| *at);
-                [phase, deferred, self.stop].into_iter().flatten().min().unwrap_or(now + Duration::from_secs(3600))
+                [phase, deferred, self.stop]
+                    .into_iter()
+                    .flatten()
+                    .min()
+                    .unwrap_or(now + Duration::from_secs(3600))
             };
             match inbox.recv_deadline(deadline) {
                 Ok(Message::Write(entry)) => {
@@ -267,10 +282,14 @@ impl Writer {
             Body::Record(Record::FinishStep(finish)) => finish.run,
             _ => return,
         };
-        let is_older = |e: &Entry| matches!(&e.body, Body::Record(Record::Phase { run: r, .. }) if *r == run);
+        let is_older =
+            |e: &Entry| matches!(&e.body, Body::Record(Record::Phase { run: r, .. }) if *r == run);
         if let Some(at) = waiting.iter().rposition(is_older) {
             if let Some(old) = waiting.remove(at) {
-                waiting.push_back(Entry { ticket: old.ticket, body: Body::Void });
+                waiting.push_back(Entry {
+                    ticket: old.ticket,
+                    body: Body::Void,
+                });
             }
         }
     }
@@ -306,7 +325,10 @@ impl Writer {
             match self.write_group(&mut group) {
                 Ok(staged) => {
                     if let Some(since) = self.away_since.take() {
-                        log::info!("the database is back after {} s; writing goes on", since.elapsed().as_secs());
+                        log::info!(
+                            "the database is back after {} s; writing goes on",
+                            since.elapsed().as_secs()
+                        );
                     }
                     self.commit(staged);
                     return;
@@ -318,7 +340,10 @@ impl Writer {
                         self.away_since = Some(Instant::now());
                     }
                     if self.stop.is_some_and(|until| Instant::now() >= until) {
-                        log::warn!("leaving {} records unwritten; the next start finds their work again", group.len());
+                        log::warn!(
+                            "leaving {} records unwritten; the next start finds their work again",
+                            group.len()
+                        );
                         return;
                     }
                     std::thread::sleep(AWAY_PAUSE);
@@ -328,7 +353,10 @@ impl Writer {
                     log::debug!("database transaction retried ({retries})");
                 }
                 Err(Failure::Retry) => {
-                    log::warn!("{} records could not be written for a conflict; they are tried again", group.len());
+                    log::warn!(
+                        "{} records could not be written for a conflict; they are tried again",
+                        group.len()
+                    );
                     self.defer(group);
                     return;
                 }
@@ -343,7 +371,10 @@ impl Writer {
     /// One record of the group is at fault: write them one by one.
     fn replay(&mut self, mut group: Vec<Entry>, error: DbError) {
         if group.len() > 1 {
-            log::debug!("a group of {} records is written one by one: {error}", group.len());
+            log::debug!(
+                "a group of {} records is written one by one: {error}",
+                group.len()
+            );
             for entry in group {
                 self.write(vec![entry]);
             }
@@ -358,16 +389,23 @@ impl Writer {
             self.status = None;
             return;
         };
-        log::error!("a database record is given up: {error}; it was {}", describe(&entry.body));
+        log::error!(
+            "a database record is given up: {error}; it was {}",
+            describe(&entry.body)
+        );
         if let Body::StartStep(start) = &entry.body {
             let _ = start.done.try_send(StartAck::BuildGone);
         }
-        self.commit(Staged { done: vec![entry.ticket], ..Staged::default() });
+        self.commit(Staged {
+            done: vec![entry.ticket],
+            ..Staged::default()
+        });
     }
 
     fn defer(&mut self, group: Vec<Entry>) {
         let at = Instant::now() + DEFER;
-        self.deferred.extend(group.into_iter().map(|entry| (at, entry)));
+        self.deferred
+            .extend(group.into_iter().map(|entry| (at, entry)));
     }
 
     fn commit(&mut self, staged: Staged) {
@@ -395,7 +433,8 @@ impl Writer {
         self.defer(staged.deferred);
         let before = self.around.position.load(Ordering::SeqCst);
         let mut position = before;
-        self.done_ahead.extend(staged.done.iter().map(|ticket| ticket.0));
+        self.done_ahead
+            .extend(staged.done.iter().map(|ticket| ticket.0));
         while self.done_ahead.remove(&(position + 1)) {
             position += 1;
         }
@@ -408,8 +447,12 @@ impl Writer {
     /// Makes the busy rows of living runs again, where they were lost.
     fn restore_steps(&self, tx: &mut Tx<'_>) -> Result<(), DbError> {
         let ended: HashSet<&RunId> = self.ended.iter().collect();
-        let living: Vec<&RunRow> =
-            self.runs.iter().filter(|(run, _)| !ended.contains(run)).map(|(_, row)| row).collect();
+        let living: Vec<&RunRow> = self
+            .runs
+            .iter()
+            .filter(|(run, _)| !ended.contains(run))
+            .map(|(_, row)| row)
+            .collect();
         if living.is_empty() {
             return Ok(());
         }
@@ -423,13 +466,24 @@ impl Writer {
             include_str!("../../sql/queue/restore_steps.sql"),
             &[&build, &stepnr, &drv, &start, &machine, &system],
         )?;
-        let outputs: Vec<(&RunRow, &(String, Option<String>))> =
-            living.iter().flat_map(|row| row.outputs.iter().map(move |output| (*row, output))).collect();
+        let outputs: Vec<(&RunRow, &(String, Option<String>))> = living
+            .iter()
+            .flat_map(|row| row.outputs.iter().map(move |output| (*row, output)))
+            .collect();
         let build: Vec<i32> = outputs.iter().map(|(row, _)| row.build.0).collect();
         let stepnr: Vec<i32> = outputs.iter().map(|(row, _)| row.stepnr).collect();
-        let name: Vec<&str> = outputs.iter().map(|(_, output)| output.0.as_str()).collect();
-        let path: Vec<Option<&str>> = outputs.iter().map(|(_, output)| output.1.as_deref()).collect();
-        tx.execute(include_str!("../../sql/queue/insert_step_outputs.sql"), &[&build, &stepnr, &name, &path])?;
+        let name: Vec<&str> = outputs
+            .iter()
+            .map(|(_, output)| output.0.as_str())
+            .collect();
+        let path: Vec<Option<&str>> = outputs
+            .iter()
+            .map(|(_, output)| output.1.as_deref())
+            .collect();
+        tx.execute(
+            include_str!("../../sql/queue/insert_step_outputs.sql"),
+            &[&build, &stepnr, &name, &path],
+        )?;
         Ok(())
     }
 
@@ -439,21 +493,35 @@ impl Writer {
             staged.done.extend(group.iter().map(|entry| entry.ticket));
             return Ok(staged);
         }
-        let proof = (self.around.lock)().ok_or_else(|| Failure::Away("our lock on the database is not held".into()))?;
+        let proof = (self.around.lock)()
+            .ok_or_else(|| Failure::Away("our lock on the database is not held".into()))?;
         let mut conn = self.around.pool.get(Duration::from_secs(30))?;
         let mut tx = conn.transaction()?;
         let held: bool = tx.query(
             include_str!("../../sql/queue/guard_transaction.sql"),
-            &[&proof.backend_pid, &proof.class, &proof.object, &LOCK_TIMEOUT, &durability(group)],
+            &[
+                &proof.backend_pid,
+                &proof.class,
+                &proof.object,
+                &LOCK_TIMEOUT,
+                &durability(group),
+            ],
         )?[0]
             .get(2);
         if !held {
-            return Err(Failure::Away("another session may have taken our lock on the database".into()));
+            return Err(Failure::Away(
+                "another session may have taken our lock on the database".into(),
+            ));
         }
         if self.away_since.is_some() {
             self.restore_steps(&mut tx)?;
         }
-        let mut work = GroupWork { writer: self, tx: &mut tx, staged: &mut staged, notify: Vec::new() };
+        let mut work = GroupWork {
+            writer: self,
+            tx: &mut tx,
+            staged: &mut staged,
+            notify: Vec::new(),
+        };
         work.write(group)?;
         tx.commit()?;
         Ok(staged)
@@ -474,9 +542,17 @@ impl Body {
 /// Whether the commit of a group waits for the disk. A busy row only says that an attempt has begun: should a crash of
 /// the server lose it, it is made again when the server is back. What has ended must not be lost.
 fn durability(group: &[Entry]) -> &'static str {
-    let may_be_lost =
-        |entry: &Entry| matches!(entry.body, Body::StartStep(_) | Body::Record(Record::Phase { .. }) | Body::Void);
-    if group.iter().all(may_be_lost) { "off" } else { "on" }
+    let may_be_lost = |entry: &Entry| {
+        matches!(
+            entry.body,
+            Body::StartStep(_) | Body::Record(Record::Phase { .. }) | Body::Void
+        )
+    };
+    if group.iter().all(may_be_lost) {
+        "off"
+    } else {
+        "on"
+    }
 }
 
 /// What a record will announce, as (is a start, build): equal ones must not share a transaction.
@@ -484,20 +560,40 @@ fn announcements(body: &Body) -> Vec<(bool, BuildId)> {
     match body {
         Body::StartStep(start) => start.announce.iter().map(|id| (true, *id)).collect(),
         Body::Record(Record::Fail(fail)) => vec![(false, fail.primary)],
-        Body::Record(Record::Abort { builds, .. }) => builds.iter().map(|id| (false, *id)).collect(),
-        body => body.succeed().into_iter().flat_map(|s| &s.builds).map(|(id, _)| (false, *id)).collect(),
+        Body::Record(Record::Abort { builds, .. }) => {
+            builds.iter().map(|id| (false, *id)).collect()
+        }
+        body => body
+            .succeed()
+            .into_iter()
+            .flat_map(|s| &s.builds)
+            .map(|(id, _)| (false, *id))
+            .collect(),
     }
 }
 
 fn describe(body: &Body) -> String {
     match body {
         Body::StartStep(start) => format!("the start of {} for build {}", start.drv, start.build),
-        Body::Record(Record::Phase { run, phase }) => format!("phase '{}' of run {run}", phase.text()),
+        Body::Record(Record::Phase { run, phase }) => {
+            format!("phase '{}' of run {run}", phase.text())
+        }
         Body::Record(Record::FinishStep(finish)) => format!("the end of run {}", finish.run),
-        Body::Record(Record::Succeed(succeed)) => format!("the success of builds {:?}", succeed.builds),
-        Body::Record(Record::Fail(fail)) => format!("the failure of {} builds with {}", fail.builds.len(), fail.drv),
-        Body::Record(Record::Abort { builds, drv, .. }) => format!("the end of {} builds of {drv}", builds.len()),
-        Body::Adopt(adoption) => format!("step {} of build {}, found finished", adoption.stepnr, adoption.build),
+        Body::Record(Record::Succeed(succeed)) => {
+            format!("the success of builds {:?}", succeed.builds)
+        }
+        Body::Record(Record::Fail(fail)) => format!(
+            "the failure of {} builds with {}",
+            fail.builds.len(),
+            fail.drv
+        ),
+        Body::Record(Record::Abort { builds, drv, .. }) => {
+            format!("the end of {} builds of {drv}", builds.len())
+        }
+        Body::Adopt(adoption) => format!(
+            "step {} of build {}, found finished",
+            adoption.stepnr, adoption.build
+        ),
         Body::Void => "nothing".into(),
     }
 }
@@ -552,15 +648,26 @@ impl GroupWork<'_, '_> {
             self.announce(&entry.body, &free, &finished);
         }
         if let Some(status) = &self.writer.status {
-            self.tx.execute(include_str!("../../sql/queue/replace_system_status.sql"), &[status])?;
+            self.tx.execute(
+                include_str!("../../sql/queue/replace_system_status.sql"),
+                &[status],
+            )?;
             self.notify.push(("status_dumped", String::new()));
         }
         if !self.notify.is_empty() {
-            let (channels, payloads): (Vec<&str>, Vec<&str>) =
-                self.notify.iter().map(|(channel, payload)| (*channel, payload.as_str())).unzip();
-            self.tx.execute(include_str!("../../sql/queue/notify_all.sql"), &[&channels, &payloads])?;
+            let (channels, payloads): (Vec<&str>, Vec<&str>) = self
+                .notify
+                .iter()
+                .map(|(channel, payload)| (*channel, payload.as_str()))
+                .unzip();
+            self.tx.execute(
+                include_str!("../../sql/queue/notify_all.sql"),
+                &[&channels, &payloads],
+            )?;
         }
-        self.staged.done.extend(group.iter().map(|entry| entry.ticket));
+        self.staged
+            .done
+            .extend(group.iter().map(|entry| entry.ticket));
         self.postpone_held(group, &free);
         Ok(())
     }
@@ -574,8 +681,12 @@ impl GroupWork<'_, '_> {
                 ids.extend(succeed.builds.iter().map(|(id, _)| id.0));
             }
             match &entry.body {
-                Body::Record(Record::Fail(fail)) => ids.extend(fail.builds.iter().map(|build| build.id.0)),
-                Body::Record(Record::Abort { builds, .. }) => ids.extend(builds.iter().map(|id| id.0)),
+                Body::Record(Record::Fail(fail)) => {
+                    ids.extend(fail.builds.iter().map(|build| build.id.0))
+                }
+                Body::Record(Record::Abort { builds, .. }) => {
+                    ids.extend(builds.iter().map(|id| id.0))
+                }
                 _ => {}
             }
         }
@@ -584,12 +695,18 @@ impl GroupWork<'_, '_> {
         }
         ids.sort_unstable();
         ids.dedup();
-        let rows = self.tx.query(include_str!("../../sql/queue/lock_unfinished_builds.sql"), &[&ids])?;
+        let rows = self.tx.query(
+            include_str!("../../sql/queue/lock_unfinished_builds.sql"),
+            &[&ids],
+        )?;
         let free: HashSet<BuildId> = rows.iter().map(|row| BuildId(row.get(0))).collect();
         ids.retain(|id| !free.contains(&BuildId(*id)));
         let mut held = HashSet::new();
         if !ids.is_empty() {
-            let rows = self.tx.query(include_str!("../../sql/queue/select_unfinished_builds.sql"), &[&ids])?;
+            let rows = self.tx.query(
+                include_str!("../../sql/queue/select_unfinished_builds.sql"),
+                &[&ids],
+            )?;
             held.extend(rows.iter().map(|row| BuildId(row.get(0))));
         }
         Ok(Builds { free, held })
@@ -606,10 +723,24 @@ impl GroupWork<'_, '_> {
             }
             let inserted = self.tx.query(
                 include_str!("../../sql/queue/insert_steps.sql"),
-                &[&rows.build, &rows.stepnr, &rows.drv, &rows.busy, &rows.status, &rows.start, &rows.stop,
-                    &rows.machine, &rows.system, &rows.propagated_from, &rows.message],
+                &[
+                    &rows.build,
+                    &rows.stepnr,
+                    &rows.drv,
+                    &rows.busy,
+                    &rows.status,
+                    &rows.start,
+                    &rows.stop,
+                    &rows.machine,
+                    &rows.system,
+                    &rows.propagated_from,
+                    &rows.message,
+                ],
             )?;
-            let inserted: HashSet<(i32, i32)> = inserted.iter().map(|row| (row.get(0), row.get(1))).collect();
+            let inserted: HashSet<(i32, i32)> = inserted
+                .iter()
+                .map(|row| (row.get(0), row.get(1)))
+                .collect();
             let conflicts: Vec<BuildId> = (0..rows.build.len())
                 .filter(|&i| !inserted.contains(&(rows.build[i], rows.stepnr[i])))
                 .map(|i| BuildId(rows.build[i]))
@@ -664,7 +795,9 @@ impl GroupWork<'_, '_> {
             .collect();
         self.reseed(&unknown)?;
         for entry in group {
-            let Body::StartStep(start) = &mut entry.body else { continue };
+            let Body::StartStep(start) = &mut entry.body else {
+                continue;
+            };
             if let Some(stepnr) = start.stepnr.take() {
                 self.tx.execute(
                     include_str!("../../sql/queue/delete_leftover_step.sql"),
@@ -672,7 +805,9 @@ impl GroupWork<'_, '_> {
                 )?;
             }
             let Some(stepnr) = self.next_stepnr(start.build) else {
-                self.staged.acks.push((start.done.clone(), StartAck::BuildGone));
+                self.staged
+                    .acks
+                    .push((start.done.clone(), StartAck::BuildGone));
                 continue;
             };
             start.stepnr = Some(stepnr);
@@ -688,7 +823,8 @@ impl GroupWork<'_, '_> {
             rows.propagated_from.push(None);
             rows.message.push(None);
             for (name, path) in &start.outputs {
-                rows.outputs.push((start.build.0, stepnr, name.clone(), path.clone()));
+                rows.outputs
+                    .push((start.build.0, stepnr, name.clone(), path.clone()));
             }
             let row = RunRow {
                 build: start.build,
@@ -700,12 +836,19 @@ impl GroupWork<'_, '_> {
                 outputs: start.outputs.clone(),
             };
             self.staged.runs.insert(start.run, row);
-            self.staged.acks.push((start.done.clone(), StartAck::Written));
+            self.staged
+                .acks
+                .push((start.done.clone(), StartAck::Written));
         }
         Ok(())
     }
 
-    fn collect_propagated(&mut self, group: &[Entry], builds: &Builds, rows: &mut StepRows) -> Result<(), Failure> {
+    fn collect_propagated(
+        &mut self,
+        group: &[Entry],
+        builds: &Builds,
+        rows: &mut StepRows,
+    ) -> Result<(), Failure> {
         for entry in group {
             match &entry.body {
                 Body::Record(Record::Fail(fail)) => {
@@ -720,12 +863,16 @@ impl GroupWork<'_, '_> {
                     }
                     let run = fail.run.and_then(|run| self.run(run)).cloned();
                     let origin = self.failure_origin(fail, run.as_ref())?;
-                    let start = (fail.step_status == BuildStatus::Unsupported).then(|| seconds(fail.start));
+                    let start =
+                        (fail.step_status == BuildStatus::Unsupported).then(|| seconds(fail.start));
                     let row = FinishedRow {
                         drv: &fail.drv,
                         status: fail.step_status,
                         times: start.map(|start| (start, seconds(fail.stop))),
-                        machine: fail.machine.map(|id| (self.writer.around.machine_name)(id)).unwrap_or_default(),
+                        machine: fail
+                            .machine
+                            .map(|id| (self.writer.around.machine_name)(id))
+                            .unwrap_or_default(),
                         system: run.as_ref().map(|run| run.system.clone()),
                         outputs: run.map(|run| run.outputs).unwrap_or_default(),
                         message: message(fail.message.as_deref()),
@@ -734,9 +881,17 @@ impl GroupWork<'_, '_> {
                     };
                     self.push_finished(rows, &wanted, &row)?;
                 }
-                Body::Record(Record::Abort { builds: aborted, drv, message: text, at }) => {
-                    let wanted: Vec<BuildId> =
-                        aborted.iter().copied().filter(|id| builds.free.contains(id)).collect();
+                Body::Record(Record::Abort {
+                    builds: aborted,
+                    drv,
+                    message: text,
+                    at,
+                }) => {
+                    let wanted: Vec<BuildId> = aborted
+                        .iter()
+                        .copied()
+                        .filter(|id| builds.free.contains(id))
+                        .collect();
                     let row = FinishedRow {
                         drv,
                         status: BuildStatus::Aborted,
@@ -756,10 +911,17 @@ impl GroupWork<'_, '_> {
         Ok(())
     }
 
-    fn push_finished(&mut self, rows: &mut StepRows, builds: &[BuildId], row: &FinishedRow) -> Result<(), Failure> {
+    fn push_finished(
+        &mut self,
+        rows: &mut StepRows,
+        builds: &[BuildId],
+        row: &FinishedRow,
+    ) -> Result<(), Failure> {
         self.reseed(builds)?;
         for &build in builds {
-            let Some(stepnr) = self.next_stepnr(build) else { continue };
+            let Some(stepnr) = self.next_stepnr(build) else {
+                continue;
+            };
             rows.build.push(build.0);
             rows.stepnr.push(stepnr);
             rows.drv.push(row.drv.to_owned());
@@ -769,10 +931,15 @@ impl GroupWork<'_, '_> {
             rows.stop.push(row.times.map(|times| times.1));
             rows.machine.push(row.machine.clone());
             rows.system.push(row.system.clone());
-            rows.propagated_from.push(row.origin.filter(|_| build != row.primary || row.times.is_none()).map(|id| id.0));
+            rows.propagated_from.push(
+                row.origin
+                    .filter(|_| build != row.primary || row.times.is_none())
+                    .map(|id| id.0),
+            );
             rows.message.push(row.message.clone());
             for (name, path) in &row.outputs {
-                rows.outputs.push((build.0, stepnr, name.clone(), path.clone()));
+                rows.outputs
+                    .push((build.0, stepnr, name.clone(), path.clone()));
             }
         }
         Ok(())
@@ -780,16 +947,26 @@ impl GroupWork<'_, '_> {
 
     /// The build that owns the failed step's row: the primary of a run that failed now, the newest known
     /// failure for a cached one.
-    fn failure_origin(&mut self, fail: &Fail, run: Option<&RunRow>) -> Result<Option<BuildId>, Failure> {
+    fn failure_origin(
+        &mut self,
+        fail: &Fail,
+        run: Option<&RunRow>,
+    ) -> Result<Option<BuildId>, Failure> {
         match fail.step_status {
             BuildStatus::CachedFailure => {
-                let paths: Vec<&str> =
-                    run.iter().flat_map(|run| &run.outputs).filter_map(|(_, path)| path.as_deref()).collect();
+                let paths: Vec<&str> = run
+                    .iter()
+                    .flat_map(|run| &run.outputs)
+                    .filter_map(|(_, path)| path.as_deref())
+                    .collect();
                 let rows = self.tx.query(
                     include_str!("../../sql/queue/select_failure_origin.sql"),
                     &[&&*fail.drv, &paths],
                 )?;
-                Ok(rows.first().and_then(|row| row.get::<_, Option<i32>>(0)).map(BuildId))
+                Ok(rows
+                    .first()
+                    .and_then(|row| row.get::<_, Option<i32>>(0))
+                    .map(BuildId))
             }
             BuildStatus::Unsupported => Ok(None),
             _ => Ok(Some(fail.primary)),
@@ -797,14 +974,21 @@ impl GroupWork<'_, '_> {
     }
 
     fn run(&self, run: RunId) -> Option<&RunRow> {
-        self.staged.runs.get(&run).or_else(|| self.writer.runs.get(&run))
+        self.staged
+            .runs
+            .get(&run)
+            .or_else(|| self.writer.runs.get(&run))
     }
 
     fn next_stepnr(&mut self, build: BuildId) -> Option<i32> {
         if self.staged.gone.contains(&build) {
             return None;
         }
-        let last = *self.staged.counters.get(&build).or_else(|| self.writer.counters.get(&build))?;
+        let last = *self
+            .staged
+            .counters
+            .get(&build)
+            .or_else(|| self.writer.counters.get(&build))?;
         self.staged.counters.insert(build, last + 1);
         Some(last + 1)
     }
@@ -812,7 +996,9 @@ impl GroupWork<'_, '_> {
     /// Makes sure that the counters of these builds are known, as far as the builds exist.
     fn reseed(&mut self, builds: &[BuildId]) -> Result<(), Failure> {
         let known = |id: &BuildId| {
-            self.staged.counters.contains_key(id) || self.writer.counters.contains_key(id) || self.staged.gone.contains(id)
+            self.staged.counters.contains_key(id)
+                || self.writer.counters.contains_key(id)
+                || self.staged.gone.contains(id)
         };
         let unknown: Vec<BuildId> = builds.iter().copied().filter(|id| !known(id)).collect();
         self.read_counters(&unknown)
@@ -825,7 +1011,10 @@ impl GroupWork<'_, '_> {
         }
         let ids: Vec<i32> = builds.iter().map(|id| id.0).collect();
         self.staged.gone.extend(builds);
-        for row in self.tx.query(include_str!("../../sql/queue/select_last_stepnrs.sql"), &[&ids])? {
+        for row in self.tx.query(
+            include_str!("../../sql/queue/select_last_stepnrs.sql"),
+            &[&ids],
+        )? {
             let id = BuildId(row.get(0));
             self.staged.gone.remove(&id);
             self.staged.counters.insert(id, row.get(1));
@@ -836,7 +1025,9 @@ impl GroupWork<'_, '_> {
     fn update_phases(&mut self, group: &[Entry]) -> Result<(), Failure> {
         let (mut build, mut stepnr, mut busy) = (Vec::new(), Vec::new(), Vec::new());
         for entry in group {
-            let Body::Record(Record::Phase { run, phase }) = &entry.body else { continue };
+            let Body::Record(Record::Phase { run, phase }) = &entry.body else {
+                continue;
+            };
             let Some(row) = self.run(*run) else { continue };
             build.push(row.build.0);
             stepnr.push(row.stepnr);
@@ -856,7 +1047,9 @@ impl GroupWork<'_, '_> {
         let ended: Vec<(&FinishStep, RunRow)> = group
             .iter()
             .filter_map(|entry| match &entry.body {
-                Body::Record(Record::FinishStep(finish)) => Some((finish, self.run(finish.run)?.clone())),
+                Body::Record(Record::FinishStep(finish)) => {
+                    Some((finish, self.run(finish.run)?.clone()))
+                }
                 _ => None,
             })
             .collect();
@@ -866,29 +1059,53 @@ impl GroupWork<'_, '_> {
         }
         let build: Vec<i32> = ended.iter().map(|(_, row)| row.build.0).collect();
         let stepnr: Vec<i32> = ended.iter().map(|(_, row)| row.stepnr).collect();
-        let status: Vec<i32> = ended.iter().map(|(finish, _)| finish.status.code()).collect();
-        let text: Vec<Option<String>> = ended.iter().map(|(finish, _)| message(finish.message.as_deref())).collect();
-        let start: Vec<i32> = ended.iter().map(|(finish, _)| seconds(finish.start)).collect();
-        let stop: Vec<i32> = ended.iter().map(|(finish, _)| seconds(finish.stop)).collect();
-        let overhead: Vec<Option<i32>> = ended.iter().map(|(f, _)| positive(f.overhead_ms)).collect();
+        let status: Vec<i32> = ended
+            .iter()
+            .map(|(finish, _)| finish.status.code())
+            .collect();
+        let text: Vec<Option<String>> = ended
+            .iter()
+            .map(|(finish, _)| message(finish.message.as_deref()))
+            .collect();
+        let start: Vec<i32> = ended
+            .iter()
+            .map(|(finish, _)| seconds(finish.start))
+            .collect();
+        let stop: Vec<i32> = ended
+            .iter()
+            .map(|(finish, _)| seconds(finish.stop))
+            .collect();
+        let overhead: Vec<Option<i32>> =
+            ended.iter().map(|(f, _)| positive(f.overhead_ms)).collect();
         let times: Vec<Option<i32>> = ended.iter().map(|(f, _)| positive(f.times_built)).collect();
-        let nondet: Vec<Option<bool>> =
-            ended.iter().map(|(f, _)| (f.times_built > 1).then_some(f.non_deterministic)).collect();
+        let nondet: Vec<Option<bool>> = ended
+            .iter()
+            .map(|(f, _)| (f.times_built > 1).then_some(f.non_deterministic))
+            .collect();
         let rows = self.tx.query(
             include_str!("../../sql/queue/finish_steps.sql"),
-            &[&build, &stepnr, &status, &text, &start, &stop, &overhead, &times, &nondet],
+            &[
+                &build, &stepnr, &status, &text, &start, &stop, &overhead, &times, &nondet,
+            ],
         )?;
-        self.staged.ended.extend(ended.iter().map(|(finish, _)| finish.run));
+        self.staged
+            .ended
+            .extend(ended.iter().map(|(finish, _)| finish.run));
         self.fill_step_outputs(&ended)?;
         self.insert_failed_paths(&ended)?;
-        finished.extend(rows.iter().map(|row| (row.get::<_, i32>(0), row.get::<_, i32>(1))));
+        finished.extend(
+            rows.iter()
+                .map(|row| (row.get::<_, i32>(0), row.get::<_, i32>(1))),
+        );
         Ok(finished)
     }
 
     fn adopt_steps(&mut self, group: &[Entry]) -> Result<HashSet<(i32, i32)>, Failure> {
         let mut adopted = HashSet::new();
         for entry in group {
-            let Body::Adopt(adoption) = &entry.body else { continue };
+            let Body::Adopt(adoption) = &entry.body else {
+                continue;
+            };
             let changed = self.tx.execute(
                 include_str!("../../sql/queue/adopt_step.sql"),
                 &[&adoption.build.0, &adoption.stepnr, &seconds(adoption.stop)],
@@ -901,9 +1118,12 @@ impl GroupWork<'_, '_> {
     }
 
     fn fill_step_outputs(&mut self, ended: &[(&FinishStep, RunRow)]) -> Result<(), Failure> {
-        let (mut build, mut stepnr, mut name, mut path) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut build, mut stepnr, mut name, mut path) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (finish, row) in ended {
-            let Some(output) = &finish.output else { continue };
+            let Some(output) = &finish.output else {
+                continue;
+            };
             let open = row.outputs.iter().filter(|(_, path)| path.is_none());
             for (output_name, _) in open {
                 if let Some((_, known)) = output.outputs.iter().find(|(n, _)| n == output_name) {
@@ -930,7 +1150,10 @@ impl GroupWork<'_, '_> {
             .flat_map(|(_, row)| row.outputs.iter().filter_map(|(_, path)| path.as_deref()))
             .collect();
         if !paths.is_empty() {
-            self.tx.execute(include_str!("../../sql/queue/insert_failed_paths.sql"), &[&paths])?;
+            self.tx.execute(
+                include_str!("../../sql/queue/insert_failed_paths.sql"),
+                &[&paths],
+            )?;
         }
         Ok(())
     }
@@ -939,7 +1162,12 @@ impl GroupWork<'_, '_> {
         let mut done: Vec<(BuildId, bool, &Succeed)> = group
             .iter()
             .filter_map(|entry| entry.body.succeed())
-            .flat_map(|succeed| succeed.builds.iter().map(move |(id, cached)| (*id, *cached, succeed)))
+            .flat_map(|succeed| {
+                succeed
+                    .builds
+                    .iter()
+                    .map(move |(id, cached)| (*id, *cached, succeed))
+            })
             .filter(|(id, ..)| builds.free.contains(id))
             .collect();
         if done.is_empty() {
@@ -952,17 +1180,35 @@ impl GroupWork<'_, '_> {
         let all = 0..done.len();
         let status: Vec<i32> = all
             .clone()
-            .map(|i| if output(i).failed { BuildStatus::FailedWithOutput } else { BuildStatus::Succeeded }.code())
+            .map(|i| {
+                if output(i).failed {
+                    BuildStatus::FailedWithOutput
+                } else {
+                    BuildStatus::Succeeded
+                }
+                .code()
+            })
             .collect();
-        let start: Vec<i32> = done.iter().map(|(_, _, succeed)| nonzero_seconds(succeed.start)).collect();
-        let stop: Vec<i32> = done.iter().map(|(_, _, succeed)| nonzero_seconds(succeed.stop)).collect();
+        let start: Vec<i32> = done
+            .iter()
+            .map(|(_, _, succeed)| nonzero_seconds(succeed.start))
+            .collect();
+        let stop: Vec<i32> = done
+            .iter()
+            .map(|(_, _, succeed)| nonzero_seconds(succeed.stop))
+            .collect();
         let size: Vec<i64> = all.clone().map(|i| bytes(output(i).size)).collect();
         let closure: Vec<i64> = all.clone().map(|i| bytes(output(i).closure_size)).collect();
-        let cached: Vec<i32> = done.iter().map(|(_, cached, _)| i32::from(*cached)).collect();
+        let cached: Vec<i32> = done
+            .iter()
+            .map(|(_, cached, _)| i32::from(*cached))
+            .collect();
         let release: Vec<Option<&str>> = all.map(|i| output(i).release_name.as_deref()).collect();
         self.tx.execute(
             include_str!("../../sql/queue/succeed_builds.sql"),
-            &[&ids, &status, &start, &stop, &size, &closure, &cached, &release],
+            &[
+                &ids, &status, &start, &stop, &size, &closure, &cached, &release,
+            ],
         )?;
         self.staged.finished.extend(done.iter().map(|(id, ..)| *id));
         self.write_outputs(&done)?;
@@ -979,16 +1225,29 @@ impl GroupWork<'_, '_> {
                 path.push(output_path.as_str());
             }
         }
-        self.tx.execute(include_str!("../../sql/queue/fill_build_outputs.sql"), &[&build, &name, &path])?;
+        self.tx.execute(
+            include_str!("../../sql/queue/fill_build_outputs.sql"),
+            &[&build, &name, &path],
+        )?;
         Ok(())
     }
 
-    fn write_products(&mut self, ids: &[i32], done: &[(BuildId, bool, &Succeed)]) -> Result<(), Failure> {
-        self.tx.execute(include_str!("../../sql/queue/delete_products.sql"), &[&ids])?;
+    fn write_products(
+        &mut self,
+        ids: &[i32],
+        done: &[(BuildId, bool, &Succeed)],
+    ) -> Result<(), Failure> {
+        self.tx
+            .execute(include_str!("../../sql/queue/delete_products.sql"), &[&ids])?;
         let rows: Vec<(i32, i32, &crate::model::BuildProduct)> = done
             .iter()
             .flat_map(|(id, _, succeed)| {
-                succeed.output.products.iter().zip(1i32..).map(move |(product, nr)| (id.0, nr, product))
+                succeed
+                    .output
+                    .products
+                    .iter()
+                    .zip(1i32..)
+                    .map(move |(product, nr)| (id.0, nr, product))
             })
             .collect();
         if rows.is_empty() {
@@ -1005,16 +1264,29 @@ impl GroupWork<'_, '_> {
         let default: Vec<&str> = rows.iter().map(|row| row.2.default_path.as_str()).collect();
         self.tx.execute(
             include_str!("../../sql/queue/insert_products.sql"),
-            &[&build, &nr, &kind, &subtype, &size, &sha256, &path, &name, &default],
+            &[
+                &build, &nr, &kind, &subtype, &size, &sha256, &path, &name, &default,
+            ],
         )?;
         Ok(())
     }
 
-    fn write_metrics(&mut self, ids: &[i32], done: &[(BuildId, bool, &Succeed)]) -> Result<(), Failure> {
-        self.tx.execute(include_str!("../../sql/queue/delete_metrics.sql"), &[&ids])?;
+    fn write_metrics(
+        &mut self,
+        ids: &[i32],
+        done: &[(BuildId, bool, &Succeed)],
+    ) -> Result<(), Failure> {
+        self.tx
+            .execute(include_str!("../../sql/queue/delete_metrics.sql"), &[&ids])?;
         let rows: Vec<(i32, &crate::model::BuildMetric)> = done
             .iter()
-            .flat_map(|(id, _, succeed)| succeed.output.metrics.iter().map(move |metric| (id.0, metric)))
+            .flat_map(|(id, _, succeed)| {
+                succeed
+                    .output
+                    .metrics
+                    .iter()
+                    .map(move |metric| (id.0, metric))
+            })
             .collect();
         if rows.is_empty() {
             return Ok(());
@@ -1023,7 +1295,10 @@ impl GroupWork<'_, '_> {
         let name: Vec<&str> = rows.iter().map(|row| row.1.name.as_str()).collect();
         let unit: Vec<Option<&str>> = rows.iter().map(|row| row.1.unit.as_deref()).collect();
         let value: Vec<f64> = rows.iter().map(|row| row.1.value).collect();
-        self.tx.execute(include_str!("../../sql/queue/insert_metrics.sql"), &[&build, &name, &unit, &value])?;
+        self.tx.execute(
+            include_str!("../../sql/queue/insert_metrics.sql"),
+            &[&build, &name, &unit, &value],
+        )?;
         Ok(())
     }
 
@@ -1032,11 +1307,19 @@ impl GroupWork<'_, '_> {
         for entry in group {
             match &entry.body {
                 Body::Record(Record::Fail(fail)) => {
-                    for build in fail.builds.iter().filter(|build| builds.free.contains(&build.id)) {
+                    for build in fail
+                        .builds
+                        .iter()
+                        .filter(|build| builds.free.contains(&build.id))
+                    {
                         rows.push(build.id, build.status, fail.start, fail.stop, fail.cached);
                     }
                 }
-                Body::Record(Record::Abort { builds: aborted, at, .. }) => {
+                Body::Record(Record::Abort {
+                    builds: aborted,
+                    at,
+                    ..
+                }) => {
                     for id in aborted.iter().filter(|id| builds.free.contains(id)) {
                         rows.push(*id, BuildStatus::Aborted, *at, *at, false);
                     }
@@ -1045,10 +1328,19 @@ impl GroupWork<'_, '_> {
             }
         }
         if !rows.id.is_empty() {
-            self.staged.finished.extend(rows.id.iter().map(|id| BuildId(*id)));
+            self.staged
+                .finished
+                .extend(rows.id.iter().map(|id| BuildId(*id)));
             self.tx.execute(
                 include_str!("../../sql/queue/fail_builds.sql"),
-                &[&rows.id, &rows.status, &rows.start, &rows.stop, &rows.cached, &rows.pending],
+                &[
+                    &rows.id,
+                    &rows.status,
+                    &rows.start,
+                    &rows.stop,
+                    &rows.cached,
+                    &rows.pending,
+                ],
             )?;
         }
         Ok(())
@@ -1057,40 +1349,62 @@ impl GroupWork<'_, '_> {
     fn announce(&mut self, body: &Body, builds: &Builds, finished: &HashSet<(i32, i32)>) {
         match body {
             Body::StartStep(start) => {
-                let Some(row) = self.staged.runs.get(&start.run) else { return };
+                let Some(row) = self.staged.runs.get(&start.run) else {
+                    return;
+                };
                 for build in &start.announce {
                     self.notify.push(("build_started", build.to_string()));
                 }
-                self.notify.push(("step_started", payload::step_started(row.build, row.stepnr)));
+                self.notify
+                    .push(("step_started", payload::step_started(row.build, row.stepnr)));
             }
             Body::Record(Record::FinishStep(finish)) => {
-                let Some(row) = self.run(finish.run) else { return };
+                let Some(row) = self.run(finish.run) else {
+                    return;
+                };
                 let (build, stepnr) = (row.build, row.stepnr);
                 if !finished.contains(&(build.0, stepnr)) {
                     return;
                 }
-                let log = finish
-                    .has_log
-                    .then(|| (self.writer.around.log_path)(finish.run, &row.drv, finish.keep_attempt_log));
-                self.notify.push(("step_finished", payload::step_finished(build, stepnr, log.as_deref())));
+                let log = finish.has_log.then(|| {
+                    (self.writer.around.log_path)(finish.run, &row.drv, finish.keep_attempt_log)
+                });
+                self.notify.push((
+                    "step_finished",
+                    payload::step_finished(build, stepnr, log.as_deref()),
+                ));
             }
             Body::Record(Record::Succeed(succeed)) => self.announce_success(succeed, builds),
             Body::Adopt(adoption) => {
                 if finished.contains(&(adoption.build.0, adoption.stepnr)) {
-                    let payload = payload::step_finished(adoption.build, adoption.stepnr, adoption.log.as_deref());
+                    let payload = payload::step_finished(
+                        adoption.build,
+                        adoption.stepnr,
+                        adoption.log.as_deref(),
+                    );
                     self.notify.push(("step_finished", payload));
                 }
                 self.announce_success(&adoption.succeed, builds);
             }
             Body::Record(Record::Fail(fail)) => {
-                let ended: Vec<BuildId> =
-                    fail.builds.iter().map(|build| build.id).filter(|id| builds.free.contains(id)).collect();
+                let ended: Vec<BuildId> = fail
+                    .builds
+                    .iter()
+                    .map(|build| build.id)
+                    .filter(|id| builds.free.contains(id))
+                    .collect();
                 if !ended.is_empty() {
                     let payloads = payload::build_finished(fail.primary, &ended);
-                    self.notify.extend(payloads.into_iter().map(|payload| ("build_finished", payload)));
+                    self.notify.extend(
+                        payloads
+                            .into_iter()
+                            .map(|payload| ("build_finished", payload)),
+                    );
                 }
             }
-            Body::Record(Record::Abort { builds: aborted, .. }) => {
+            Body::Record(Record::Abort {
+                builds: aborted, ..
+            }) => {
                 for id in aborted.iter().filter(|id| builds.free.contains(id)) {
                     self.notify.push(("build_finished", id.to_string()));
                 }
@@ -1100,7 +1414,11 @@ impl GroupWork<'_, '_> {
     }
 
     fn announce_success(&mut self, succeed: &Succeed, builds: &Builds) {
-        for (id, _) in succeed.builds.iter().filter(|(id, _)| builds.free.contains(id)) {
+        for (id, _) in succeed
+            .builds
+            .iter()
+            .filter(|(id, _)| builds.free.contains(id))
+        {
             self.notify.push(("build_finished", id.to_string()));
         }
     }
@@ -1112,30 +1430,43 @@ impl GroupWork<'_, '_> {
         }
         let held = |id: &BuildId| builds.held.contains(id);
         for entry in group {
-            let held_success = entry.body.succeed().filter(|s| s.builds.iter().any(|(id, _)| held(id)));
+            let held_success = entry
+                .body
+                .succeed()
+                .filter(|s| s.builds.iter().any(|(id, _)| held(id)));
             let rest = match &entry.body {
                 _ if held_success.is_some() => {
-                    let mut rest = held_success.cloned().unwrap_or_else(|| unreachable!("BUG: just seen"));
+                    let mut rest = held_success
+                        .cloned()
+                        .unwrap_or_else(|| unreachable!("BUG: just seen"));
                     rest.builds.retain(|(id, _)| held(id));
                     Record::Succeed(rest)
                 }
-                Body::Record(Record::Fail(fail)) if fail.builds.iter().any(|build| held(&build.id)) => {
+                Body::Record(Record::Fail(fail))
+                    if fail.builds.iter().any(|build| held(&build.id)) =>
+                {
                     let mut rest = fail.clone();
                     rest.builds.retain(|build| held(&build.id));
                     Record::Fail(rest)
                 }
-                Body::Record(Record::Abort { builds: aborted, drv, message, at }) if aborted.iter().any(held) => {
-                    Record::Abort {
-                        builds: aborted.iter().copied().filter(held).collect(),
-                        drv: drv.clone(),
-                        message: message.clone(),
-                        at: *at,
-                    }
-                }
+                Body::Record(Record::Abort {
+                    builds: aborted,
+                    drv,
+                    message,
+                    at,
+                }) if aborted.iter().any(held) => Record::Abort {
+                    builds: aborted.iter().copied().filter(held).collect(),
+                    drv: drv.clone(),
+                    message: message.clone(),
+                    at: *at,
+                },
                 _ => continue,
             };
             self.staged.done.retain(|ticket| *ticket != entry.ticket);
-            self.staged.deferred.push(Entry { ticket: entry.ticket, body: Body::Record(rest) });
+            self.staged.deferred.push(Entry {
+                ticket: entry.ticket,
+                body: Body::Record(rest),
+            });
         }
     }
 }
@@ -1161,7 +1492,14 @@ struct FinishedRow<'a> {
 }
 
 impl FailRows {
-    fn push(&mut self, id: BuildId, status: BuildStatus, start: UnixSecs, stop: UnixSecs, cached: bool) {
+    fn push(
+        &mut self,
+        id: BuildId,
+        status: BuildStatus,
+        start: UnixSecs,
+        stop: UnixSecs,
+        cached: bool,
+    ) {
         if !self.seen.insert(id) {
             return;
         }

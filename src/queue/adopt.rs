@@ -16,23 +16,39 @@ use crate::sys::clock::unix_now;
 /// # Errors
 /// A message; nothing is started then.
 pub fn settle(context: &Context) -> Result<Vec<Body>, String> {
-    let mut conn = context.pool.get(Duration::from_secs(30)).map_err(|error| error.to_string())?;
+    let mut conn = context
+        .pool
+        .get(Duration::from_secs(30))
+        .map_err(|error| error.to_string())?;
     let steps = leftovers::busy_steps(&mut conn).map_err(|error| error.to_string())?;
     let mut adoptions = Vec::new();
     for step in steps {
         match adoptable(context, &step) {
             Some(stop) => {
-                let builds = leftovers::builds_of(&mut conn, &step.drv).map_err(|error| error.to_string())?;
+                let builds = leftovers::builds_of(&mut conn, &step.drv)
+                    .map_err(|error| error.to_string())?;
                 match success(context, &step, &builds, stop) {
                     Ok(adoption) => {
-                        log::info!("adopting step {} of build {}: '{}' was built", step.stepnr, step.build, step.drv);
+                        log::info!(
+                            "adopting step {} of build {}: '{}' was built",
+                            step.stepnr,
+                            step.build,
+                            step.drv
+                        );
                         adoptions.push(Body::Adopt(adoption));
                         continue;
                     }
-                    Err(message) => log::warn!("cannot adopt '{}': {message}; it is built again", step.drv),
+                    Err(message) => {
+                        log::warn!("cannot adopt '{}': {message}; it is built again", step.drv)
+                    }
                 }
             }
-            None => log::info!("aborting step {} of build {}: '{}' was not finished", step.stepnr, step.build, step.drv),
+            None => log::info!(
+                "aborting step {} of build {}: '{}' was not finished",
+                step.stepnr,
+                step.build,
+                step.drv
+            ),
         }
         leftovers::abort(&mut conn, &step).map_err(|error| error.to_string())?;
     }
@@ -41,7 +57,11 @@ pub fn settle(context: &Context) -> Result<Vec<Body>, String> {
 
 /// When all outputs of a step are valid: the time the last of them was registered.
 fn adoptable(context: &Context, step: &BusyStep) -> Option<UnixSecs> {
-    let paths: Vec<&str> = step.outputs.iter().map(|path| path.as_deref()).collect::<Option<_>>()?;
+    let paths: Vec<&str> = step
+        .outputs
+        .iter()
+        .map(|path| path.as_deref())
+        .collect::<Option<_>>()?;
     let mut stop = None;
     for path in paths {
         match context.store.registration_time(path) {
@@ -63,8 +83,12 @@ fn success(
     builds: &[crate::model::BuildId],
     stop: UnixSecs,
 ) -> Result<Adoption, String> {
-    let bytes = context.store.read_drv(&step.drv).map_err(|error| error.to_string())?;
-    let derivation = crate::nix::derivation::Derivation::parse(&bytes).map_err(|error| error.to_string())?;
+    let bytes = context
+        .store
+        .read_drv(&step.drv)
+        .map_err(|error| error.to_string())?;
+    let derivation =
+        crate::nix::derivation::Derivation::parse(&bytes).map_err(|error| error.to_string())?;
     let outputs: Vec<(String, String)> = derivation
         .outputs
         .iter()
@@ -72,7 +96,10 @@ fn success(
         .collect();
     let output = Arc::new(inspect::from_store(context, &outputs)?);
     for (_, path) in &outputs {
-        context.roots.add(path).map_err(|error| format!("cannot register a GC root for {path}: {error}"))?;
+        context
+            .roots
+            .add(path)
+            .map_err(|error| format!("cannot register a GC root for {path}: {error}"))?;
     }
     let log = context.logs.path(&step.drv);
     Ok(Adoption {

@@ -64,7 +64,11 @@ pub struct Programs {
 
 impl Default for Programs {
     fn default() -> Programs {
-        Programs { nix_store: "nix-store".into(), ssh: "ssh".into(), ssh_options: Vec::new() }
+        Programs {
+            nix_store: "nix-store".into(),
+            ssh: "ssh".into(),
+            ssh_options: Vec::new(),
+        }
     }
 }
 
@@ -79,7 +83,11 @@ fn program<'a>(line: &MachineLine, programs: &'a Programs) -> &'a str {
 
 /// The command that leads to a machine's `nix-store --serve --write`. `known_hosts` is a file with the
 /// host key of the machines file, if that has one.
-pub fn command(line: &MachineLine, programs: &Programs, known_hosts: Option<&std::path::Path>) -> Command {
+pub fn command(
+    line: &MachineLine,
+    programs: &Programs,
+    known_hosts: Option<&std::path::Path>,
+) -> Command {
     let mut command = Command::new(program(line, programs));
     if line.is_localhost {
         // Not to be handed on to other machines by Nix itself.
@@ -113,7 +121,10 @@ pub fn command(line: &MachineLine, programs: &Programs, known_hosts: Option<&std
     if line.compress {
         command.arg("-C");
     }
-    command.arg("--").arg(line.remote_program.as_deref().unwrap_or("nix-store")).args(["--serve", "--write"]);
+    command
+        .arg("--")
+        .arg(line.remote_program.as_deref().unwrap_or("nix-store"))
+        .args(["--serve", "--write"]);
     if let Some(store) = &line.remote_store {
         command.arg("--store").arg(shell_quoted(store));
     }
@@ -138,7 +149,8 @@ impl Connection {
         kill: Arc<KillSwitch>,
     ) -> Result<Connection, Trouble> {
         let program = program(line, programs);
-        let cannot = |why: String| Trouble::Machine(format!("cannot connect to '{}': {why}", line.name));
+        let cannot =
+            |why: String| Trouble::Machine(format!("cannot connect to '{}': {why}", line.name));
         let (mut child, ends) = child::spawn(&mut command(line, programs, known_hosts))
             .map_err(|error| cannot(format!("cannot start {program}: {}", plain_error(&error))))?;
         let (reader, writer, pipes) = pipes::open(ends.stdin, ends.stdout, Some(ends.stderr), kill)
@@ -171,7 +183,11 @@ impl Connection {
                     (Some(deadline), true) => format!("{deadline}; {program} said nothing"),
                     (Some(deadline), false) => format!("{deadline}; {program} said: {words}"),
                     (None, _) if !matches!(error, WireError::Io(_)) => {
-                        let said = if words.is_empty() { String::new() } else { format!("; {program} said: {words}") };
+                        let said = if words.is_empty() {
+                            String::new()
+                        } else {
+                            format!("; {program} said: {words}")
+                        };
                         format!("{error}{said}")
                     }
                     (None, false) => words,
@@ -212,8 +228,16 @@ impl Connection {
                     self.pipes.drain_to_end(LAST_WORDS);
                 }
                 let words = last_lines(&self.pipes.stderr_tail(), 5);
-                let what = if error.is_eof() { "the connection ended".to_owned() } else { error.to_string() };
-                let said = if words.is_empty() { String::new() } else { format!("; {} said: {words}", self.program) };
+                let what = if error.is_eof() {
+                    "the connection ended".to_owned()
+                } else {
+                    error.to_string()
+                };
+                let said = if words.is_empty() {
+                    String::new()
+                } else {
+                    format!("; {} said: {words}", self.program)
+                };
                 Trouble::Machine(format!("'{}', while {doing}: {what}{said}", self.machine))
             }
         }

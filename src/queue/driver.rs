@@ -131,15 +131,26 @@ fn carry_out(
                 context.void_ticket(ticket);
                 let message = format!("cannot start a thread for a slot: {error}");
                 let now = unix_now();
-                let outcome = Outcome::OurFault { message: message.into() };
-                let end = RunEnd { outcome, start: now, stop: now, overhead_ms: 0, has_log: false };
+                let outcome = Outcome::OurFault {
+                    message: message.into(),
+                };
+                let end = RunEnd {
+                    outcome,
+                    start: now,
+                    stop: now,
+                    overhead_ms: 0,
+                    has_log: false,
+                };
                 own.push_back(Event::RunEnded { run, end });
             }
         }
         Action::Kill { run } => context.runs.kill(run),
         Action::Record { ticket, record } => {
             // A writer that has left loses nothing that the next start would not find again.
-            let _ = context.writer.send(Message::Write(Entry { ticket, body: Body::Record(record) }));
+            let _ = context.writer.send(Message::Write(Entry {
+                ticket,
+                body: Body::Record(record),
+            }));
         }
         Action::Say { level, text } => match level {
             Level::Info => log::info!("{text}"),

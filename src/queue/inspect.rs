@@ -40,7 +40,9 @@ pub fn serve(context: &Context, parsers: &rayon::ThreadPool, questions: &Receive
                 context.tell_plan(Event::Facts { answers });
             }
             Question::Describe(question, drv) => {
-                let output = describe(context, &drv).map(Arc::new).map_err(String::into_boxed_str);
+                let output = describe(context, &drv)
+                    .map(Arc::new)
+                    .map_err(String::into_boxed_str);
                 context.tell_plan(Event::Described { question, output });
             }
         }
@@ -50,7 +52,11 @@ pub fn serve(context: &Context, parsers: &rayon::ThreadPool, questions: &Receive
 /// What one derivation says, before validity is known.
 enum Scanned {
     Known(StepFacts),
-    Open { spec: StepSpec, outputs: Vec<String>, all_on_disk: bool },
+    Open {
+        spec: StepSpec,
+        outputs: Vec<String>,
+        all_on_disk: bool,
+    },
 }
 
 fn inspect(
@@ -58,17 +64,28 @@ fn inspect(
     parsers: &rayon::ThreadPool,
     batch: &[(QuestionId, Arc<str>)],
 ) -> Vec<(QuestionId, StepFacts)> {
-    let scanned: Vec<Scanned> = parsers.install(|| batch.par_iter().map(|(_, drv)| scan(context, drv)).collect());
+    let scanned: Vec<Scanned> = parsers.install(|| {
+        batch
+            .par_iter()
+            .map(|(_, drv)| scan(context, drv))
+            .collect()
+    });
     let candidates: Vec<&str> = scanned
         .iter()
         .filter_map(|scanned| match scanned {
-            Scanned::Open { outputs, all_on_disk: true, .. } => Some(outputs),
+            Scanned::Open {
+                outputs,
+                all_on_disk: true,
+                ..
+            } => Some(outputs),
             _ => None,
         })
         .flatten()
         .map(String::as_str)
         .collect();
-    let valid = until_it_works(context, "the local store", || context.store.valid_paths(&candidates));
+    let valid = until_it_works(context, "the local store", || {
+        context.store.valid_paths(&candidates)
+    });
     let is_valid = |outputs: &[String]| outputs.iter().all(|path| valid.contains(path));
     let needed: Vec<&str> = scanned
         .iter()
@@ -87,7 +104,9 @@ fn inspect(
             let facts = match scanned {
                 Scanned::Known(facts) => facts,
                 Scanned::Open { outputs, .. } if is_valid(&outputs) => StepFacts::Valid,
-                Scanned::Open { outputs, .. } if outputs.iter().any(|path| failed.contains(path)) => {
+                Scanned::Open { outputs, .. }
+                    if outputs.iter().any(|path| failed.contains(path)) =>
+                {
                     StepFacts::FailedBefore
                 }
                 Scanned::Open { spec, .. } => StepFacts::Needed(spec),
@@ -99,11 +118,17 @@ fn inspect(
 
 /// Reads and scans one derivation.
 fn scan(context: &Context, drv: &str) -> Scanned {
-    let unusable = |message: String| Scanned::Known(StepFacts::Unreadable { message: message.into() });
+    let unusable = |message: String| {
+        Scanned::Known(StepFacts::Unreadable {
+            message: message.into(),
+        })
+    };
     let bytes = loop {
         match context.store.read_drv(drv) {
             Ok(bytes) => break bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Scanned::Known(StepFacts::Collected),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Scanned::Known(StepFacts::Collected)
+            }
             // The whole process or host is short of something: not this derivation's fault.
             Err(error) if is_shortage(&error) && !context.is_stopping() => {
                 log::warn!("cannot read {drv} now: {}", plain_error(&error));
@@ -117,24 +142,48 @@ fn scan(context: &Context, drv: &str) -> Scanned {
         Err(error) => return unusable(format!("{drv} is damaged: {error}")),
     };
     if !matches!(facts.kind, DrvKind::InputAddressed | DrvKind::Fixed) {
-        return unusable(format!("{drv} is content-addressed, which cannot be built yet"));
+        return unusable(format!(
+            "{drv} is content-addressed, which cannot be built yet"
+        ));
     }
-    let outputs: Vec<String> = facts.outputs.iter().filter_map(|(_, path)| path.as_deref()).map(str::to_owned).collect();
+    let outputs: Vec<String> = facts
+        .outputs
+        .iter()
+        .filter_map(|(_, path)| path.as_deref())
+        .map(str::to_owned)
+        .collect();
     if outputs.is_empty() {
         return unusable(format!("{drv} has no outputs"));
     }
-    let all_on_disk = outputs.iter().all(|path| std::fs::symlink_metadata(path).is_ok());
+    let all_on_disk = outputs
+        .iter()
+        .all(|path| std::fs::symlink_metadata(path).is_ok());
     let spec = StepSpec {
         platform: facts.platform.into(),
-        required_features: facts.required_features.into_iter().map(String::into_boxed_str).collect(),
+        required_features: facts
+            .required_features
+            .into_iter()
+            .map(String::into_boxed_str)
+            .collect(),
         prefer_local: facts.prefer_local_build,
-        inputs: facts.input_drvs.into_iter().map(|input| input.into()).collect(),
+        inputs: facts
+            .input_drvs
+            .into_iter()
+            .map(|input| input.into())
+            .collect(),
     };
-    Scanned::Open { spec, outputs, all_on_disk }
+    Scanned::Open {
+        spec,
+        outputs,
+        all_on_disk,
+    }
 }
 
 fn is_shortage(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EIO | libc::EAGAIN))
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EIO | libc::EAGAIN)
+    )
 }
 
 fn failed_paths(context: &Context, paths: &[&str]) -> Result<HashSet<String>, DbError> {
@@ -142,7 +191,10 @@ fn failed_paths(context: &Context, paths: &[&str]) -> Result<HashSet<String>, Db
         return Ok(HashSet::new());
     }
     let mut conn = context.pool.get(Duration::from_secs(30))?;
-    let rows = conn.query(include_str!("../../sql/queue/select_failed_paths.sql"), &[&paths])?;
+    let rows = conn.query(
+        include_str!("../../sql/queue/select_failed_paths.sql"),
+        &[&paths],
+    )?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
@@ -170,7 +222,10 @@ fn until_it_works<T: Default, E: std::fmt::Display>(
 
 /// The output of a derivation whose outputs are all valid: as an earlier build recorded it, else from the store.
 fn describe(context: &Context, drv: &str) -> Result<BuildOutput, String> {
-    let bytes = context.store.read_drv(drv).map_err(|error| format!("cannot read {drv}: {}", plain_error(&error)))?;
+    let bytes = context
+        .store
+        .read_drv(drv)
+        .map_err(|error| format!("cannot read {drv}: {}", plain_error(&error)))?;
     let derivation = Derivation::parse(&bytes).map_err(|error| format!("{drv}: {error}"))?;
     let outputs: Vec<(String, String)> = derivation
         .outputs
@@ -193,7 +248,11 @@ fn describe(context: &Context, drv: &str) -> Result<BuildOutput, String> {
     };
     for path in output.outputs.iter().map(|(_, path)| path) {
         context.roots.add(path).map_err(|error| {
-            format!("cannot register a GC root for {path} in {}: {}", context.roots.dir().display(), plain_error(&error))
+            format!(
+                "cannot register a GC root for {path} in {}: {}",
+                context.roots.dir().display(),
+                plain_error(&error)
+            )
         })?;
     }
     Ok(output)
@@ -209,7 +268,16 @@ pub fn from_store(context: &Context, outputs: &[(String, String)]) -> Result<Bui
     let mut scans = Vec::with_capacity(outputs.len());
     for ((name, path), scan) in outputs.iter().zip(context.store.scan(&paths)?) {
         let nar_size = context.store.export_info(path)?.nar_size;
-        scans.push(OutputScan { name: name.clone(), path: path.clone(), nar_size, scan });
+        scans.push(OutputScan {
+            name: name.clone(),
+            path: path.clone(),
+            nar_size,
+            scan,
+        });
     }
-    Ok(products::build_output(&scans, closure_size, context.store.dir()))
+    Ok(products::build_output(
+        &scans,
+        closure_size,
+        context.store.dir(),
+    ))
 }

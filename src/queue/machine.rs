@@ -107,13 +107,19 @@ impl Machine {
     }
 
     pub fn line(&self) -> Arc<MachineLine> {
-        self.line.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+        self.line
+            .read()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .clone()
     }
 
     /// Takes a new line of the machines file; connections made by the old one are not used again.
     fn set_line(&self, line: Arc<MachineLine>) {
         let changed = {
-            let mut current = self.line.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let mut current = self
+                .line
+                .write()
+                .unwrap_or_else(|poisoned| poisoned.into_inner());
             let changed = !leads_to_the_same(&current, &line);
             *current = line;
             changed
@@ -153,7 +159,11 @@ impl Machine {
         until: Instant,
     ) -> Result<Option<(Connection, Token)>, Trouble> {
         let Some(token) = self.queries.take(kill, Some(until)) else {
-            return if kill.is_thrown() { Err(Trouble::Killed) } else { Ok(None) };
+            return if kill.is_thrown() {
+                Err(Trouble::Killed)
+            } else {
+                Ok(None)
+            };
         };
         let connection = match self.take_idle(&self.idle_queries, kill) {
             Some(connection) => connection,
@@ -172,7 +182,11 @@ impl Machine {
         lock(&self.idle_queries).push(connection);
     }
 
-    fn take_idle(&self, idle: &Mutex<Vec<Connection>>, kill: &Arc<KillSwitch>) -> Option<Connection> {
+    fn take_idle(
+        &self,
+        idle: &Mutex<Vec<Connection>>,
+        kill: &Arc<KillSwitch>,
+    ) -> Option<Connection> {
         loop {
             // A stale one is dropped (which may wait for its process) after the lock is given up.
             let connection = lock(idle).pop()?;
@@ -187,12 +201,20 @@ impl Machine {
         let _token = self.handshakes.take(kill, None).ok_or(Trouble::Killed)?;
         let line = self.line();
         let known_hosts = self.known_hosts(&line)?;
-        Connection::open(&line, &self.ways.programs, known_hosts.as_deref(), &self.ways.deadlines, kill.clone())
+        Connection::open(
+            &line,
+            &self.ways.programs,
+            known_hosts.as_deref(),
+            &self.ways.deadlines,
+            kill.clone(),
+        )
     }
 
     /// Writes the host key of the machines file where ssh can read it.
     fn known_hosts(&self, line: &MachineLine) -> Result<Option<PathBuf>, Trouble> {
-        let (Some(key), false) = (&line.host_key, line.is_localhost) else { return Ok(None) };
+        let (Some(key), false) = (&line.host_key, line.is_localhost) else {
+            return Ok(None);
+        };
         let path = self.ways.key_dir.join(format!("host-key-{}", self.id));
         let text = format!("{} {}\n", known_hosts_name(line), key.trim());
         if std::fs::read_to_string(&path).is_ok_and(|old| old == text) {
@@ -204,7 +226,8 @@ impl Machine {
             file.1.write_all(text.as_bytes())?;
             std::fs::rename(&file.0, &path)
         };
-        write().map_err(|error| Trouble::Ours(format!("cannot write {}: {error}", path.display())))?;
+        write()
+            .map_err(|error| Trouble::Ours(format!("cannot write {}: {error}", path.display())))?;
         Ok(Some(path))
     }
 
@@ -234,8 +257,23 @@ impl Machine {
 
 /// Whether connections made by one line may be used for the other.
 fn leads_to_the_same(a: &MachineLine, b: &MachineLine) -> bool {
-    (&a.host, &a.user, a.port, a.is_localhost, &a.remote_store, &a.ssh_key, &a.host_key)
-        == (&b.host, &b.user, b.port, b.is_localhost, &b.remote_store, &b.ssh_key, &b.host_key)
+    (
+        &a.host,
+        &a.user,
+        a.port,
+        a.is_localhost,
+        &a.remote_store,
+        &a.ssh_key,
+        &a.host_key,
+    ) == (
+        &b.host,
+        &b.user,
+        b.port,
+        b.is_localhost,
+        &b.remote_store,
+        &b.ssh_key,
+        &b.host_key,
+    )
 }
 
 /// The host as ssh looks it up in a known_hosts file.
@@ -256,7 +294,9 @@ fn tempfile_beside(path: &std::path::Path) -> std::io::Result<(PathBuf, std::fs:
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    mutex
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 /// All machines ever seen, by id and by name.
@@ -273,7 +313,10 @@ struct Machines {
 
 impl Registry {
     pub fn new(ways: Ways) -> Registry {
-        Registry { ways: Arc::new(ways), machines: RwLock::default() }
+        Registry {
+            ways: Arc::new(ways),
+            machines: RwLock::default(),
+        }
     }
 
     pub fn programs(&self) -> &Programs {
@@ -282,7 +325,10 @@ impl Registry {
 
     /// The machine of this name, made if it is new, with this configuration.
     pub fn configure(&self, line: &Arc<MachineLine>) -> MachineId {
-        let mut machines = self.machines.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut machines = self
+            .machines
+            .write()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some(&id) = machines.by_name.get(&line.name) {
             let machine = machines.by_id[id.0 as usize].clone();
             drop(machines);
@@ -297,14 +343,24 @@ impl Registry {
     }
 
     pub fn get(&self, id: MachineId) -> Option<Arc<Machine>> {
-        self.machines.read().unwrap_or_else(|poisoned| poisoned.into_inner()).by_id.get(id.0 as usize).cloned()
+        self.machines
+            .read()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .by_id
+            .get(id.0 as usize)
+            .cloned()
     }
 
     pub fn name(&self, id: MachineId) -> String {
-        self.get(id).map_or_else(String::new, |machine| machine.name.clone())
+        self.get(id)
+            .map_or_else(String::new, |machine| machine.name.clone())
     }
 
     pub fn all(&self) -> Vec<Arc<Machine>> {
-        self.machines.read().unwrap_or_else(|poisoned| poisoned.into_inner()).by_id.clone()
+        self.machines
+            .read()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .by_id
+            .clone()
     }
 }

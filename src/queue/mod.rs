@@ -70,7 +70,10 @@ pub enum Error {
     Files { what: String, error: std::io::Error },
     /// A thread, pipe or signal handler cannot be had.
     #[error("the system refuses {what}: {error}")]
-    System { what: &'static str, error: std::io::Error },
+    System {
+        what: &'static str,
+        error: std::io::Error,
+    },
     /// What was left busy could not be settled.
     #[error("cannot settle what the last process left: {0}")]
     Leftovers(String),
@@ -122,16 +125,25 @@ impl Context {
     }
 
     pub fn limits(&self) -> Limits {
-        *self.limits.read().unwrap_or_else(|poisoned| poisoned.into_inner())
+        *self
+            .limits
+            .read()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// The database's lock on our service is not held any more: nothing is written until it is again.
     pub fn lock_lost(&self) {
-        *self.lock.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
+        *self
+            .lock
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
     }
 
     pub fn lock_proof(&self) -> Option<LockProof> {
-        *self.lock.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        *self
+            .lock
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Opens the listening session and takes the service's lock.
@@ -140,22 +152,34 @@ impl Context {
     /// A message; also when another session holds the lock.
     pub fn listen_and_lock(&self) -> Result<Sessions, String> {
         let (sessions, proof) = listen_and_lock(&self.target).map_err(|error| error.to_string())?;
-        *self.lock.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(proof);
+        *self
+            .lock
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(proof);
         Ok(sessions)
     }
 
     /// The plan's thread lives.
     pub fn heartbeat(&self, now: Instant) {
-        *self.beat.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = now;
+        *self
+            .beat
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner()) = now;
     }
 
     fn last_beat(&self) -> Instant {
-        *self.beat.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        *self
+            .beat
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// A ticket whose record is not needed.
     pub fn void_ticket(&self, ticket: Ticket) {
-        let entry = writer::Entry { ticket, body: writer::Body::Void };
+        let entry = writer::Entry {
+            ticket,
+            body: writer::Body::Void,
+        };
         // A writer that has left acknowledges nothing any more.
         let _ = self.writer.send(writer::Message::Write(entry));
     }
@@ -226,7 +250,11 @@ struct Service {
 
 fn start(config: &Config) -> Result<Service, Error> {
     let settings = &config.settings;
-    if let Some(uri) = settings.store_uri.as_deref().filter(|uri| !is_local_store(uri)) {
+    if let Some(uri) = settings
+        .store_uri
+        .as_deref()
+        .filter(|uri| !is_local_store(uri))
+    {
         return Err(Error::Setting(format!(
             "store_uri = {uri}: this release can only use the local store as its destination store"
         )));
@@ -243,19 +271,29 @@ fn start(config: &Config) -> Result<Service, Error> {
     locks::refuse_transaction_pooler(&config.target)?;
     let (sessions, proof) = listen_and_lock(&config.target)?;
     let context_parts = parts(settings)?;
-    let pool = Pool::new(config.target.clone(), settings.max_db_connections, APPLICATION_NAME);
+    let pool = Pool::new(
+        config.target.clone(),
+        settings.max_db_connections,
+        APPLICATION_NAME,
+    );
     let (plan_sender, plan_inbox) = bounded(INBOX);
     // Bounded by the plan's credit, so that the plan never waits for the writer.
     let (writer_sender, writer_inbox) = unbounded();
     let position = Arc::new(AtomicU64::new(0));
     let context = Arc::new(Context {
-        store: Arc::new(LocalStore::from_env(&|name| std::env::var(name).ok(), &settings.nix_daemon_program)),
+        store: Arc::new(LocalStore::from_env(
+            &|name| std::env::var(name).ok(),
+            &settings.nix_daemon_program,
+        )),
         logs: context_parts.0,
         roots: context_parts.1,
         pool,
         machines: Registry::new(machine::Ways {
             deadlines: deadlines(settings),
-            keeping: Keeping { idle_max: settings.connection_idle, age_max: settings.connection_age },
+            keeping: Keeping {
+                idle_max: settings.connection_idle,
+                age_max: settings.connection_age,
+            },
             programs: programs(settings),
             key_dir: settings.data_dir.join("queue-runner").join("host-keys"),
         }),
@@ -275,7 +313,10 @@ fn start(config: &Config) -> Result<Service, Error> {
     });
     let writer = start_writer(&context, writer_inbox, position)?;
     for body in adopt::settle(&context).map_err(Error::Leftovers)? {
-        let _ = context.writer.send(writer::Message::Write(writer::Entry { ticket: Ticket(0), body }));
+        let _ = context.writer.send(writer::Message::Write(writer::Entry {
+            ticket: Ticket(0),
+            body,
+        }));
     }
     start_threads(config, context, writer, plan_inbox, sessions, locks)
 }
@@ -294,7 +335,10 @@ fn refuse_foreign(client: &mut postgres::Client) -> Result<(), Error> {
 }
 
 fn is_local_store(uri: &str) -> bool {
-    matches!(uri.split('?').next(), Some("" | "auto" | "local" | "daemon"))
+    matches!(
+        uri.split('?').next(),
+        Some("" | "auto" | "local" | "daemon")
+    )
 }
 
 /// The lock files of Hydra's C++ queue runner and of upstream's newer one.
@@ -309,7 +353,10 @@ fn take_lock_files(settings: &Settings) -> Result<Vec<LockFile>, Error> {
                     "a queue runner is already running: {} is locked; stop it first",
                     path.display()
                 ))),
-                Err(error) => Err(Error::Files { what: path.display().to_string(), error }),
+                Err(error) => Err(Error::Files {
+                    what: path.display().to_string(),
+                    error,
+                }),
             }
         })
         .collect()
@@ -320,7 +367,8 @@ fn parts(settings: &Settings) -> Result<(LogStore, GcRoots), Error> {
         let what = path.display().to_string();
         move |error| Error::Files { what, error }
     };
-    let logs = LogStore::open(&settings.data_dir).map_err(files(&settings.data_dir.join("build-logs")))?;
+    let logs =
+        LogStore::open(&settings.data_dir).map_err(files(&settings.data_dir.join("build-logs")))?;
     let roots = GcRoots::open(&settings.gc_roots_dir).map_err(files(&settings.gc_roots_dir))?;
     Ok((logs, roots))
 }
@@ -347,7 +395,10 @@ pub fn programs(settings: &Settings) -> connection::Programs {
 }
 
 fn limits(settings: &Settings) -> Limits {
-    Limits { max_log_size: settings.max_log_size_bytes, max_output_size: settings.max_output_size_bytes }
+    Limits {
+        max_log_size: settings.max_log_size_bytes,
+        max_output_size: settings.max_output_size_bytes,
+    }
 }
 
 fn plan_settings(settings: &Settings) -> PlanSettings {
@@ -363,7 +414,10 @@ fn spawn(
     name: &'static str,
     body: impl FnOnce() + Send + 'static,
 ) -> Result<JoinHandle<()>, Error> {
-    thread::spawn(name, body).map_err(|error| Error::System { what: "a thread", error })
+    thread::spawn(name, body).map_err(|error| Error::System {
+        what: "a thread",
+        error,
+    })
 }
 
 fn start_writer(
@@ -375,10 +429,21 @@ fn start_writer(
     let writer = Writer::new(writer::Surroundings {
         pool: context.pool.clone(),
         lock: Arc::new(move || for_lock.upgrade()?.lock_proof()),
-        machine_name: Arc::new(move |id| for_names.upgrade().map(|c| c.machines.name(id)).unwrap_or_default()),
+        machine_name: Arc::new(move |id| {
+            for_names
+                .upgrade()
+                .map(|c| c.machines.name(id))
+                .unwrap_or_default()
+        }),
         log_path: Arc::new(move |run, drv, keep| {
-            let Some(context) = for_logs.upgrade() else { return String::new() };
-            let path = if keep { context.logs.keep(run, drv) } else { context.logs.path(drv) };
+            let Some(context) = for_logs.upgrade() else {
+                return String::new();
+            };
+            let path = if keep {
+                context.logs.keep(run, drv)
+            } else {
+                context.logs.path(drv)
+            };
             path.display().to_string()
         }),
         written: Arc::new(move |upto| {
@@ -408,27 +473,60 @@ fn start_threads(
     let clock = PlanClock::start();
     let seed = clock.now().0 ^ (u64::from(std::process::id()) << 32);
     let plan = Plan::new(plan_settings(&config.settings), seed, clock.now());
-    let ways = Ways { context: context.clone(), questions: question_sender, monitor: monitor_sender.clone() };
-    let plan = spawn("plan", move || driver::drive(plan, clock, &plan_inbox, &ways))?;
+    let ways = Ways {
+        context: context.clone(),
+        questions: question_sender,
+        monitor: monitor_sender.clone(),
+    };
+    let plan = spawn("plan", move || {
+        driver::drive(plan, clock, &plan_inbox, &ways)
+    })?;
     let parsers = rayon::ThreadPoolBuilder::new()
         .thread_name(|n| format!("parse-{n}"))
         .build()
-        .map_err(|error| Error::System { what: "threads for parsing", error: std::io::Error::other(error) })?;
+        .map_err(|error| Error::System {
+            what: "threads for parsing",
+            error: std::io::Error::other(error),
+        })?;
     let parsers = Arc::new(parsers);
     for name in ["inspect-1", "inspect-2"].iter().take(INSPECTORS) {
         let (context, parsers, questions) = (context.clone(), parsers.clone(), questions.clone());
-        threads.push((*name, spawn(name, move || inspect::serve(&context, &parsers, &questions))?));
+        threads.push((
+            *name,
+            spawn(name, move || inspect::serve(&context, &parsers, &questions))?,
+        ));
     }
     let monitor = monitor::Monitor::new(context.clone(), monitor_inbox);
     threads.push(("monitor", spawn("monitor", move || monitor.run())?));
     let (for_listener, to_monitor) = (context.clone(), monitor_sender.clone());
-    threads.push(("listen", spawn("listen", move || monitor::listen(&for_listener, sessions, &to_monitor))?));
+    threads.push((
+        "listen",
+        spawn("listen", move || {
+            monitor::listen(&for_listener, sessions, &to_monitor)
+        })?,
+    ));
     let files = machines_files();
     let for_machines = context.clone();
-    threads.push(("machines", spawn("machines", move || watch_machines::watch(&for_machines, files, &machines_inbox))?));
+    threads.push((
+        "machines",
+        spawn("machines", move || {
+            watch_machines::watch(&for_machines, files, &machines_inbox)
+        })?,
+    ));
     let for_probe = context.clone();
-    threads.push(("probe", spawn("probe", move || trust::probe_at_start(&for_probe))?));
-    Ok(Service { context, machines: machines_sender, monitor: monitor_sender, threads, writer, plan, _locks: locks })
+    threads.push((
+        "probe",
+        spawn("probe", move || trust::probe_at_start(&for_probe))?,
+    ));
+    Ok(Service {
+        context,
+        machines: machines_sender,
+        monitor: monitor_sender,
+        threads,
+        writer,
+        plan,
+        _locks: locks,
+    })
 }
 
 /// The machines files as the environment names them.
@@ -446,7 +544,11 @@ impl Service {
     /// Serves until told to stop, then stops in order.
     fn serve(self, config: &Config, signals: &Receiver<Signal>) {
         systemd::notify("READY=1\nSTATUS=building");
-        log::info!("ready: {}, {}", config.target.describe(), self.context.store.describe());
+        log::info!(
+            "ready: {}, {}",
+            config.target.describe(),
+            self.context.store.describe()
+        );
         let beat = systemd::watchdog_interval().unwrap_or(Duration::from_secs(10));
         loop {
             match signals.recv_timeout(beat) {
@@ -485,8 +587,13 @@ impl Service {
         systemd::notify("RELOADING=1");
         match Settings::load(&|name| std::env::var(name).ok(), &[]) {
             Ok(settings) => {
-                *self.context.limits.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = limits(&settings);
-                self.context.tell_plan(Event::Settings(plan_settings(&settings)));
+                *self
+                    .context
+                    .limits
+                    .write()
+                    .unwrap_or_else(|poisoned| poisoned.into_inner()) = limits(&settings);
+                self.context
+                    .tell_plan(Event::Settings(plan_settings(&settings)));
                 log::info!("settings read again; the database, folders, deadlines and pool size need a restart");
             }
             Err(error) => log::error!("settings not read again, the old ones stay: {error}"),
@@ -502,12 +609,16 @@ impl Service {
         let running = self.context.runs.count();
         let patience = config.settings.stop_timeout;
         if running > 0 {
-            log::info!("stopping: {running} steps may run on for {} s; a second signal ends them now", patience.as_secs());
+            log::info!(
+                "stopping: {running} steps may run on for {} s; a second signal ends them now",
+                patience.as_secs()
+            );
         }
         let until = Instant::now() + patience;
         loop {
             let (reply, answer) = bounded(1);
-            let idle = self.context.plan.send(Inbox::Idle(reply)).is_ok() && answer.recv_timeout(LAST_RECORDS) == Ok(true);
+            let idle = self.context.plan.send(Inbox::Idle(reply)).is_ok()
+                && answer.recv_timeout(LAST_RECORDS) == Ok(true);
             if idle || Instant::now() >= until {
                 break;
             }
@@ -521,7 +632,9 @@ impl Service {
             log::warn!("leaving {left} running steps; what they finish is adopted at the next start, the rest built again");
         }
         self.context.stopping.store(true, Ordering::SeqCst);
-        let _ = self.context.writer.send(writer::Message::Stop { until: Instant::now() + LAST_RECORDS });
+        let _ = self.context.writer.send(writer::Message::Stop {
+            until: Instant::now() + LAST_RECORDS,
+        });
         let _ = self.writer.join();
         let _ = self.context.plan.send(Inbox::Leave);
         let _ = self.plan.join();

@@ -45,7 +45,10 @@ const AWAY_PAUSE: Duration = Duration::from_secs(1);
 pub enum Message {
     /// The listening connection is (again) there: anything may have happened meanwhile.
     Listening,
-    Notice { channel: String, payload: String },
+    Notice {
+        channel: String,
+        payload: String,
+    },
     /// The plan wants these rows.
     Read(Vec<BuildId>),
     /// The plan has digested one event with rows.
@@ -140,7 +143,9 @@ impl Monitor {
         let list = self.list_wanted.then_some(self.list_not_before);
         let poll = self.context.queue_poll.map(|every| self.last_list + every);
         let next = [list, poll].into_iter().flatten().min();
-        next.map_or(Duration::from_secs(3600), |at| at.saturating_duration_since(now))
+        next.map_or(Duration::from_secs(3600), |at| {
+            at.saturating_duration_since(now)
+        })
     }
 
     fn take(&mut self, message: Message) {
@@ -186,14 +191,19 @@ impl Monitor {
             self.shares_wanted = false;
         }
         while self.pages_out == 0 {
-            let Some(builds) = self.wanted.front() else { break };
+            let Some(builds) = self.wanted.front() else {
+                break;
+            };
             let ids: Vec<i32> = builds.iter().map(|id| id.0).collect();
             let rows = statements::builds(&mut *self.conn()?, &ids)?;
             self.wanted.pop_front();
             self.send_rows(rows)?;
         }
         let now = Instant::now();
-        let poll_due = self.context.queue_poll.is_some_and(|every| now >= self.last_list + every);
+        let poll_due = self
+            .context
+            .queue_poll
+            .is_some_and(|every| now >= self.last_list + every);
         if poll_due || (self.list_wanted && now >= self.list_not_before) {
             self.read_list()?;
         }
@@ -209,21 +219,36 @@ impl Monitor {
         let pass = Pass(self.pass);
         self.context.tell_plan(Event::SnapshotBegins { pass });
         let written = Ticket(self.context.written.load(Ordering::SeqCst));
-        let listed = self.conn().and_then(|mut conn| statements::unfinished(&mut conn));
+        let listed = self
+            .conn()
+            .and_then(|mut conn| statements::unfinished(&mut conn));
         let mut builds = listed.inspect_err(|_| self.list_wanted = true)?;
         builds.sort_unstable_by_key(|(id, priority)| (std::cmp::Reverse(*priority), *id));
         let count = builds.len();
         let mut chunks = builds.chunks(LIST_CHUNK).peekable();
         if chunks.peek().is_none() {
-            self.context.tell_plan(Event::Snapshot { pass, written, builds: Vec::new(), last: true });
+            self.context.tell_plan(Event::Snapshot {
+                pass,
+                written,
+                builds: Vec::new(),
+                last: true,
+            });
         }
         while let Some(chunk) = chunks.next() {
             let last = chunks.peek().is_none();
-            self.context.tell_plan(Event::Snapshot { pass, written, builds: chunk.to_vec(), last });
+            self.context.tell_plan(Event::Snapshot {
+                pass,
+                written,
+                builds: chunk.to_vec(),
+                last,
+            });
         }
         let took = began.elapsed();
         self.list_not_before = Instant::now() + (took * LIST_REST_FACTOR).min(LIST_REST_MAX);
-        log::debug!("checking the queue for builds... {count} unfinished, read in {} ms", took.as_millis());
+        log::debug!(
+            "checking the queue for builds... {count} unfinished, read in {} ms",
+            took.as_millis()
+        );
         Ok(())
     }
 
@@ -232,7 +257,9 @@ impl Monitor {
             for build in page {
                 self.introduce(build.jobset)?;
             }
-            self.context.tell_plan(Event::Builds { rows: page.to_vec() });
+            self.context.tell_plan(Event::Builds {
+                rows: page.to_vec(),
+            });
             self.pages_out += 1;
         }
         if rows.is_empty() {
@@ -270,15 +297,21 @@ impl Monitor {
 pub fn listen(context: &Context, first: Sessions, monitor: &Sender<Message>) {
     let mut sessions = Some(first);
     loop {
-        let Some(mut current) = sessions.take().or_else(|| connect(context)) else { return };
+        let Some(mut current) = sessions.take().or_else(|| connect(context)) else {
+            return;
+        };
         let mut checked = Instant::now();
         if monitor.send(Message::Listening).is_err() {
             return;
         }
         loop {
-            if context.lock_proof().is_none() || (checked.elapsed() >= LOCK_CHECK && current.lock.check().is_err()) {
+            if context.lock_proof().is_none()
+                || (checked.elapsed() >= LOCK_CHECK && current.lock.check().is_err())
+            {
                 context.lock_lost();
-                log::error!("the session with our lock on the database is lost; taking the lock again");
+                log::error!(
+                    "the session with our lock on the database is lost; taking the lock again"
+                );
                 break;
             }
             if checked.elapsed() >= LOCK_CHECK {
@@ -286,7 +319,10 @@ pub fn listen(context: &Context, first: Sessions, monitor: &Sender<Message>) {
             }
             match current.listener.next(Duration::from_millis(500)) {
                 Ok(Some(notice)) => {
-                    let message = Message::Notice { channel: notice.channel, payload: notice.payload };
+                    let message = Message::Notice {
+                        channel: notice.channel,
+                        payload: notice.payload,
+                    };
                     if monitor.send(message).is_err() {
                         return;
                     }
@@ -314,7 +350,9 @@ fn connect(context: &Context) -> Option<Sessions> {
             }
             Err(error) => {
                 if !told {
-                    log::error!("cannot listen on the database: {error}; trying again until it works");
+                    log::error!(
+                        "cannot listen on the database: {error}; trying again until it works"
+                    );
                     told = true;
                 }
                 std::thread::sleep(AWAY_PAUSE);

@@ -14,7 +14,9 @@ pub struct Runs {
 
 enum State {
     /// On its way to its slot; killed already or not.
-    Expected { killed: bool },
+    Expected {
+        killed: bool,
+    },
     Armed(Arc<KillSwitch>),
 }
 
@@ -56,7 +58,9 @@ impl Runs {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<RunId, State>> {
-        self.states.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.states
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 

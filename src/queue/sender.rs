@@ -45,15 +45,22 @@ impl SendThread {
     ///
     /// # Errors
     /// When no thread can be started; the job's connection is closed then.
-    pub fn send(&self, machine: &Arc<Machine>, store: &Arc<LocalStore>, job: SendJob) -> Result<(), Trouble> {
+    pub fn send(
+        &self,
+        machine: &Arc<Machine>,
+        store: &Arc<LocalStore>,
+        job: SendJob,
+    ) -> Result<(), Trouble> {
         // Jobs are queued under the lock, so that a thread which leaves for idleness cannot miss one.
         let mut jobs = self.lock();
         if jobs.is_none() {
             // Holds at most one job a slot of the machine.
             let (sender, receiver) = unbounded();
             let (machine, store) = (machine.clone(), store.clone());
-            thread::spawn(format!("send-{}", machine.name), move || serve(&machine, &store, &receiver))
-                .map_err(|error| Trouble::Ours(format!("cannot start a sending thread: {error}")))?;
+            thread::spawn(format!("send-{}", machine.name), move || {
+                serve(&machine, &store, &receiver)
+            })
+            .map_err(|error| Trouble::Ours(format!("cannot start a sending thread: {error}")))?;
             *jobs = Some(sender);
         }
         if let Some(jobs) = jobs.as_ref() {
@@ -64,7 +71,9 @@ impl SendThread {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Sender<SendJob>>> {
-        self.jobs.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.jobs
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -72,7 +81,11 @@ impl SendThread {
 fn serve(machine: &Machine, store: &LocalStore, jobs: &Receiver<SendJob>) {
     loop {
         match jobs.recv_timeout(IDLE_MAX) {
-            Ok(SendJob { mut connection, paths, reply }) => {
+            Ok(SendJob {
+                mut connection,
+                paths,
+                reply,
+            }) => {
                 let sent = send_missing(&mut connection, store, machine, &paths);
                 // Nobody listening: the connection closes here.
                 let _ = reply.send((connection, sent));
@@ -97,7 +110,9 @@ fn send_missing(
     paths: &[Arc<PathMeta>],
 ) -> Result<Sent, Trouble> {
     let deadlines = machine.deadlines();
-    connection.pipes.enter("asking which paths are still missing", deadlines.query);
+    connection
+        .pipes
+        .enter("asking which paths are still missing", deadlines.query);
     let asked: Vec<&str> = paths.iter().map(|meta| &*meta.path).collect();
     connection.count_temp_roots(asked.iter().copied());
     let valid = match connection.client.query_valid_paths(&asked, true, false) {
@@ -108,12 +123,17 @@ fn send_missing(
     let mut sent = Sent::default();
     for meta in paths.iter().filter(|meta| !valid.contains(&*meta.path)) {
         let info = store.export_info(&meta.path).map_err(Trouble::Ours)?;
-        let result = store.read_nar(&meta.path, |nar| connection.client.add_to_store_nar(&info, nar));
+        let result = store.read_nar(&meta.path, |nar| {
+            connection.client.add_to_store_nar(&info, nar)
+        });
         match result.map_err(Trouble::Ours)? {
             Ok(()) => {}
             // Half a NAR has left: the connection is of no use any more, whoever is at fault.
             Err(WireError::Source(error)) => {
-                return Err(Trouble::Ours(format!("cannot read {} from the local store: {error}", meta.path)));
+                return Err(Trouble::Ours(format!(
+                    "cannot read {} from the local store: {error}",
+                    meta.path
+                )));
             }
             Err(error) => return Err(connection.trouble(&error, &format!("sending {}", meta.path))),
         }

@@ -59,7 +59,12 @@ impl SlotThreads {
     ///
     /// # Errors
     /// When no thread can be started.
-    pub fn start(&self, context: &Arc<Context>, machine: &Arc<Machine>, start: Start) -> io::Result<()> {
+    pub fn start(
+        &self,
+        context: &Arc<Context>,
+        machine: &Arc<Machine>,
+        start: Start,
+    ) -> io::Result<()> {
         let mut state = self.lock();
         // Holds at most one run for each idle thread.
         let queue = state.queue.get_or_insert_with(unbounded).clone();
@@ -76,7 +81,9 @@ impl SlotThreads {
     }
 
     fn lock(&self) -> MutexGuard<'_, SlotState> {
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.state
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -87,7 +94,15 @@ fn serve(context: &Arc<Context>, machine: &Arc<Machine>, queue: &Receiver<Start>
         Err(error) => {
             let message = format!("cannot make a kill switch: {error}");
             context.void_ticket(first.ticket);
-            context.end_run(first.run, ended(Outcome::OurFault { message: message.into() }, unix_now()));
+            context.end_run(
+                first.run,
+                ended(
+                    Outcome::OurFault {
+                        message: message.into(),
+                    },
+                    unix_now(),
+                ),
+            );
             return;
         }
     };
@@ -132,7 +147,12 @@ fn attempt(context: &Arc<Context>, machine: &Arc<Machine>, kill: &Arc<KillSwitch
     };
     let end = catch_unwind(AssertUnwindSafe(|| attempt.run())).unwrap_or_else(|_| {
         let message = "BUG: the slot panicked; the log of hydrad says where";
-        ended(Outcome::OurFault { message: message.into() }, began)
+        ended(
+            Outcome::OurFault {
+                message: message.into(),
+            },
+            began,
+        )
     });
     if attempt.announced.is_none() {
         context.void_ticket(ticket);
@@ -142,7 +162,13 @@ fn attempt(context: &Arc<Context>, machine: &Arc<Machine>, kill: &Arc<KillSwitch
 }
 
 fn ended(outcome: Outcome, start: UnixSecs) -> RunEnd {
-    RunEnd { outcome, start, stop: unix_now(), overhead_ms: 0, has_log: false }
+    RunEnd {
+        outcome,
+        start,
+        stop: unix_now(),
+        overhead_ms: 0,
+        has_log: false,
+    }
 }
 
 /// Counters of what all slots did.
@@ -196,8 +222,12 @@ impl Attempt<'_> {
         let outcome = match result {
             Ok(outcome) | Err(Stop::Outcome(outcome)) => outcome,
             Err(Stop::Trouble(Trouble::Killed)) => Outcome::Cancelled,
-            Err(Stop::Trouble(Trouble::Machine(message))) => Outcome::MachineFault { message: message.into() },
-            Err(Stop::Trouble(Trouble::Ours(message))) => Outcome::OurFault { message: message.into() },
+            Err(Stop::Trouble(Trouble::Machine(message))) => Outcome::MachineFault {
+                message: message.into(),
+            },
+            Err(Stop::Trouble(Trouble::Ours(message))) => Outcome::OurFault {
+                message: message.into(),
+            },
         };
         // What a killed connection's builder still reported is nobody's result.
         let outcome = if self.kill.is_thrown() && !matches!(outcome, Outcome::Built { .. }) {
@@ -230,12 +260,17 @@ impl Attempt<'_> {
             ReplyWait::Ready => {}
             limit => return Ok(self.over_limit(connection, limit)),
         }
-        let Some(result) = result else { return Err(ours("BUG: a reply without a result")) };
+        let Some(result) = result else {
+            return Err(ours("BUG: a reply without a result"));
+        };
         self.finish(connection, &work, result)
     }
 
     fn enter(&self, phase: Phase) {
-        self.context.tell_plan(Event::RunPhase { run: self.start.run, phase });
+        self.context.tell_plan(Event::RunPhase {
+            run: self.start.run,
+            phase,
+        });
     }
 
     /// Reads the derivation again: it is not kept in memory while its step waits.
@@ -243,8 +278,16 @@ impl Attempt<'_> {
         let store = &self.context.store;
         let bytes = match store.read_drv(&self.start.drv) {
             Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Stop::Outcome(Outcome::Collected)),
-            Err(error) => return Err(ours(format!("cannot read {}: {}", self.start.drv, plain_error(&error)))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(Stop::Outcome(Outcome::Collected))
+            }
+            Err(error) => {
+                return Err(ours(format!(
+                    "cannot read {}: {}",
+                    self.start.drv,
+                    plain_error(&error)
+                )))
+            }
         };
         let unusable = |message: String| {
             Stop::Outcome(Outcome::Failed {
@@ -255,7 +298,8 @@ impl Attempt<'_> {
                 non_deterministic: false,
             })
         };
-        let drv = Derivation::parse(&bytes).map_err(|error| unusable(format!("{}: {error}", self.start.drv)))?;
+        let drv = Derivation::parse(&bytes)
+            .map_err(|error| unusable(format!("{}: {error}", self.start.drv)))?;
         let mut outputs = Vec::with_capacity(drv.outputs.len());
         for (name, output) in &drv.outputs {
             match &output.path {
@@ -270,20 +314,37 @@ impl Attempt<'_> {
         }
         let mut inputs = drv.input_srcs.clone();
         for (input, wanted) in &drv.input_drvs {
-            let bytes = store
-                .read_drv(input)
-                .map_err(|error| ours(format!("cannot read the input derivation {input}: {}", plain_error(&error))))?;
-            let facts = DerivationFacts::scan(&bytes).map_err(|error| unusable(format!("{input}: {error}")))?;
+            let bytes = store.read_drv(input).map_err(|error| {
+                ours(format!(
+                    "cannot read the input derivation {input}: {}",
+                    plain_error(&error)
+                ))
+            })?;
+            let facts = DerivationFacts::scan(&bytes)
+                .map_err(|error| unusable(format!("{input}: {error}")))?;
             for name in wanted {
-                match facts.outputs.iter().find(|output| output.0 == *name).and_then(|output| output.1.as_deref()) {
+                match facts
+                    .outputs
+                    .iter()
+                    .find(|output| output.0 == *name)
+                    .and_then(|output| output.1.as_deref())
+                {
                     Some(path) => inputs.push(path.to_owned()),
-                    None => return Err(unusable(format!("{input} has no output '{name}' with a known path"))),
+                    None => {
+                        return Err(unusable(format!(
+                            "{input} has no output '{name}' with a known path"
+                        )))
+                    }
                 }
             }
         }
         inputs.sort_unstable();
         inputs.dedup();
-        Ok(Work { drv, inputs, outputs })
+        Ok(Work {
+            drv,
+            inputs,
+            outputs,
+        })
     }
 
     /// Sends the busy row to the writer; it must be committed before the build request is sent.
@@ -295,25 +356,39 @@ impl Attempt<'_> {
             drv: self.start.drv.to_string(),
             system: work.drv.platform.clone(),
             machine: self.machine.name.clone(),
-            outputs: work.outputs.iter().map(|(name, path)| (name.clone(), Some(path.clone()))).collect(),
+            outputs: work
+                .outputs
+                .iter()
+                .map(|(name, path)| (name.clone(), Some(path.clone())))
+                .collect(),
             announce: std::mem::take(&mut self.start.announce),
             start: self.began,
             done,
             stepnr: None,
         };
-        let entry = Entry { ticket: self.start.ticket, body: Body::StartStep(row) };
-        self.context.writer.send(Message::Write(entry)).map_err(|_| ours("the writer has left"))?;
+        let entry = Entry {
+            ticket: self.start.ticket,
+            body: Body::StartStep(row),
+        };
+        self.context
+            .writer
+            .send(Message::Write(entry))
+            .map_err(|_| ours("the writer has left"))?;
         self.announced = Some(committed);
         Ok(())
     }
 
     fn wait_for_row(&self) -> Result<(), Stop> {
-        let Some(committed) = &self.announced else { return Err(ours("BUG: no row is on its way")) };
+        let Some(committed) = &self.announced else {
+            return Err(ours("BUG: no row is on its way"));
+        };
         loop {
             match committed.recv_timeout(KILL_CHECK) {
                 Ok(StartAck::Written) => return Ok(()),
                 Ok(StartAck::BuildGone) => return Err(Stop::Outcome(Outcome::Cancelled)),
-                Err(RecvTimeoutError::Timeout) if self.kill.is_thrown() => return Err(Trouble::Killed.into()),
+                Err(RecvTimeoutError::Timeout) if self.kill.is_thrown() => {
+                    return Err(Trouble::Killed.into())
+                }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Err(ours("the writer has left")),
             }
@@ -328,15 +403,25 @@ impl Attempt<'_> {
     }
 
     /// Brings the closure of the inputs to the machine: what it has, what it can substitute, then what is left.
-    fn send_inputs(&self, mut connection: Connection, inputs: &[String]) -> Result<Connection, Stop> {
+    fn send_inputs(
+        &self,
+        mut connection: Connection,
+        inputs: &[String],
+    ) -> Result<Connection, Stop> {
         let closure = self.context.store.closure(inputs).map_err(ours)?;
         let paths: Vec<&str> = closure.iter().map(|meta| &*meta.path).collect();
         let deadlines = self.machine.deadlines();
-        connection.pipes.enter("asking which inputs it has", deadlines.query);
+        connection
+            .pipes
+            .enter("asking which inputs it has", deadlines.query);
         connection.count_temp_roots(paths.iter().copied());
         let valid = match connection.client.query_valid_paths(&paths, true, false) {
             Ok(valid) => valid,
-            Err(error) => return Err(connection.trouble(&error, "asking which inputs it has").into()),
+            Err(error) => {
+                return Err(connection
+                    .trouble(&error, "asking which inputs it has")
+                    .into())
+            }
         };
         let mut missing = without(&closure, valid);
         if missing.is_empty() {
@@ -356,14 +441,19 @@ impl Attempt<'_> {
         let (mut query, _token) = match self.machine.query_connection(self.kill, until) {
             Ok(Some(query)) => query,
             Ok(None) => {
-                log::info!("'{}' is busy substituting for other steps; sending {} paths instead", self.machine.name,
-                    missing.len());
+                log::info!(
+                    "'{}' is busy substituting for other steps; sending {} paths instead",
+                    self.machine.name,
+                    missing.len()
+                );
                 return Ok(missing);
             }
             Err(trouble) => return Err(trouble.into()),
         };
         let paths: Vec<&str> = missing.iter().map(|meta| &*meta.path).collect();
-        query.pipes.enter("substituting inputs", self.machine.deadlines().substitute);
+        query
+            .pipes
+            .enter("substituting inputs", self.machine.deadlines().substitute);
         query.count_temp_roots(paths.iter().copied());
         match query.client.query_valid_paths(&paths, true, true) {
             Ok(valid) => {
@@ -382,18 +472,33 @@ impl Attempt<'_> {
 
     fn send(&self, connection: Connection, paths: Vec<Arc<PathMeta>>) -> Result<Connection, Stop> {
         let (reply, answer) = bounded(1);
-        self.machine.sender.send(self.machine, &self.context.store, SendJob { connection, paths, reply })?;
+        self.machine.sender.send(
+            self.machine,
+            &self.context.store,
+            SendJob {
+                connection,
+                paths,
+                reply,
+            },
+        )?;
         loop {
             match answer.recv_timeout(KILL_CHECK) {
                 Ok((connection, Ok(sent))) => {
-                    self.context.traffic.bytes_sent.fetch_add(sent.nar_bytes, Ordering::Relaxed);
+                    self.context
+                        .traffic
+                        .bytes_sent
+                        .fetch_add(sent.nar_bytes, Ordering::Relaxed);
                     return Ok(connection);
                 }
                 Ok((_, Err(trouble))) => return Err(trouble.into()),
                 // The sending thread finds nobody listening and closes the connection when its turn comes.
-                Err(RecvTimeoutError::Timeout) if self.kill.is_thrown() => return Err(Trouble::Killed.into()),
+                Err(RecvTimeoutError::Timeout) if self.kill.is_thrown() => {
+                    return Err(Trouble::Killed.into())
+                }
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return Err(ours("BUG: the sending thread panicked")),
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(ours("BUG: the sending thread panicked"))
+                }
             }
         }
     }
@@ -405,10 +510,13 @@ impl Attempt<'_> {
         work: &Work,
     ) -> Result<(ReplyWait, Option<BuildResult>), Stop> {
         let context = self.context;
-        let log = context
-            .logs
-            .begin(&self.start.drv)
-            .map_err(|error| ours(format!("cannot write the log of {}: {}", self.start.drv, plain_error(&error))))?;
+        let log = context.logs.begin(&self.start.drv).map_err(|error| {
+            ours(format!(
+                "cannot write the log of {}: {}",
+                self.start.drv,
+                plain_error(&error)
+            ))
+        })?;
         let max_log_size = context.limits().max_log_size;
         connection.pipes.start_log(log, max_log_size);
         self.has_log = true;
@@ -422,27 +530,39 @@ impl Attempt<'_> {
         };
         self.build_began = Some(unix_now());
         self.enter(Phase::Building);
-        connection.pipes.enter("sending the build request", self.machine.deadlines().query);
-        if let Err(error) =
-            connection.client.build_derivation_start(&self.start.drv, &work.drv, &work.inputs, &options)
-        {
-            return Err(connection.trouble(&error, "sending the build request").into());
+        connection
+            .pipes
+            .enter("sending the build request", self.machine.deadlines().query);
+        if let Err(error) = connection.client.build_derivation_start(
+            &self.start.drv,
+            &work.drv,
+            &work.inputs,
+            &options,
+        ) {
+            return Err(connection
+                .trouble(&error, "sending the build request")
+                .into());
         }
         // The machine's own limits come first where they work; ours end what they do not.
-        let limit = |secs: u32| (secs > 0).then(|| Duration::from_secs(u64::from(secs)) + LIMIT_MARGIN);
+        let limit =
+            |secs: u32| (secs > 0).then(|| Duration::from_secs(u64::from(secs)) + LIMIT_MARGIN);
         let limits = BuildLimits {
             total: limit(self.start.timeout_secs),
             silence: limit(self.start.max_silent_secs),
             log_bytes_max: max_log_size,
         };
-        let wait = connection.pipes.wait_for_reply(connection.client.get_ref(), &limits);
+        let wait = connection
+            .pipes
+            .wait_for_reply(connection.client.get_ref(), &limits);
         match wait {
             Ok(ReplyWait::Ready) => {}
             Ok(limit) => return Ok((limit, None)),
             Err(_) if self.kill.is_thrown() => return Err(Trouble::Killed.into()),
             Err(error) => return Err(ours(format!("cannot wait for a reply: {error}"))),
         }
-        connection.pipes.enter("reading the build's result", self.machine.deadlines().query);
+        connection
+            .pipes
+            .enter("reading the build's result", self.machine.deadlines().query);
         match connection.client.build_derivation_finish() {
             Ok(result) => Ok((ReplyWait::Ready, Some(result))),
             Err(error) => Err(connection.trouble(&error, "building").into()),
@@ -456,23 +576,37 @@ impl Attempt<'_> {
         let (status, message) = match limit {
             ReplyWait::LogLimit => (
                 BuildStatus::LogLimitExceeded,
-                format!("the log went over its limit of {} bytes", self.context.limits().max_log_size),
+                format!(
+                    "the log went over its limit of {} bytes",
+                    self.context.limits().max_log_size
+                ),
             ),
-            ReplyWait::Silent => {
-                (BuildStatus::TimedOut, format!("no output for {} seconds", self.start.max_silent_secs))
-            }
-            _ => (BuildStatus::TimedOut, format!("still running after {} seconds", self.start.timeout_secs)),
+            ReplyWait::Silent => (
+                BuildStatus::TimedOut,
+                format!("no output for {} seconds", self.start.max_silent_secs),
+            ),
+            _ => (
+                BuildStatus::TimedOut,
+                format!("still running after {} seconds", self.start.timeout_secs),
+            ),
         };
         failed(status, message, false)
     }
 
-    fn finish(&mut self, mut connection: Connection, work: &Work, result: BuildResult) -> Result<Outcome, Stop> {
+    fn finish(
+        &mut self,
+        mut connection: Connection,
+        work: &Work,
+        result: BuildResult,
+    ) -> Result<Outcome, Stop> {
         if result.start > 0 {
             self.build_began = Some(result.start as UnixSecs);
         }
         let cached = match result.status {
             NixStatus::Built => false,
-            NixStatus::Substituted | NixStatus::AlreadyValid | NixStatus::ResolvesToAlreadyValid => true,
+            NixStatus::Substituted
+            | NixStatus::AlreadyValid
+            | NixStatus::ResolvesToAlreadyValid => true,
             status => {
                 self.end_log(&connection)?;
                 self.machine.give_back(connection);
@@ -491,13 +625,19 @@ impl Attempt<'_> {
         if cached {
             self.context.logs.discard(&self.start.drv);
             self.has_log = false;
-            log::info!("outputs of '{}' substituted or already valid on '{}'", self.start.drv, self.machine.name);
+            log::info!(
+                "outputs of '{}' substituted or already valid on '{}'",
+                self.start.drv,
+                self.machine.name
+            );
         }
         for (_, path) in &work.outputs {
-            self.context
-                .roots
-                .add(path)
-                .map_err(|error| ours(format!("cannot register a GC root for {path}: {}", plain_error(&error))))?;
+            self.context.roots.add(path).map_err(|error| {
+                ours(format!(
+                    "cannot register a GC root for {path}: {}",
+                    plain_error(&error)
+                ))
+            })?;
         }
         Ok(Outcome::Built {
             output: Arc::new(output),
@@ -508,7 +648,11 @@ impl Attempt<'_> {
     }
 
     /// Streams one output into the local store, hashing and scanning it on the way.
-    fn receive(&self, connection: &mut Connection, info: &ServePathInfo) -> Result<MemberScan, Stop> {
+    fn receive(
+        &self,
+        connection: &mut Connection,
+        info: &ServePathInfo,
+    ) -> Result<MemberScan, Stop> {
         let mut scan = MemberScan::new();
         let valid = ValidPathInfo::from(info.clone());
         let imported = match connection.client.dump_store_path(&info.path, &mut scan) {
@@ -523,7 +667,9 @@ impl Attempt<'_> {
         };
         match imported {
             Ok(()) => Ok(scan),
-            Err(error) => Err(connection.trouble(&error, &format!("receiving {}", info.path)).into()),
+            Err(error) => Err(connection
+                .trouble(&error, &format!("receiving {}", info.path))
+                .into()),
         }
     }
 
@@ -531,12 +677,21 @@ impl Attempt<'_> {
         let silence = (!self.machine.line().is_localhost).then_some(REMOTE_LOG_SILENCE);
         match connection.pipes.end_log(silence) {
             Ok(_) => Ok(()),
-            Err(error) => Err(ours(format!("cannot write the log of {}: {}", self.start.drv, plain_error(&error)))),
+            Err(error) => Err(ours(format!(
+                "cannot write the log of {}: {}",
+                self.start.drv,
+                plain_error(&error)
+            ))),
         }
     }
 
     /// What Nix's failures mean.
-    fn failure(&self, work: &Work, status: NixStatus, result: &BuildResult) -> Result<Outcome, Stop> {
+    fn failure(
+        &self,
+        work: &Work,
+        status: NixStatus,
+        result: &BuildResult,
+    ) -> Result<Outcome, Stop> {
         let message = result.message.clone();
         let non_deterministic = result.non_deterministic;
         let times_built = u32::try_from(result.times_built).unwrap_or(u32::MAX);
@@ -554,14 +709,20 @@ impl Attempt<'_> {
             NixStatus::NotDeterministic => own(BuildStatus::NotDeterministic, true),
             NixStatus::TimedOut => own(BuildStatus::TimedOut, false),
             NixStatus::LogLimitExceeded => own(BuildStatus::LogLimitExceeded, false),
-            NixStatus::TransientFailure => {
-                Outcome::Transient { status: BuildStatus::Failed, message: message.into() }
-            }
+            NixStatus::TransientFailure => Outcome::Transient {
+                status: BuildStatus::Failed,
+                message: message.into(),
+            },
             NixStatus::MiscFailure => {
                 if let Some(path) = self.collected_input(work)? {
-                    return Err(ours(format!("the input {path} is not in the local store any more")));
+                    return Err(ours(format!(
+                        "the input {path} is not in the local store any more"
+                    )));
                 }
-                Outcome::Transient { status: BuildStatus::Aborted, message: message.into() }
+                Outcome::Transient {
+                    status: BuildStatus::Aborted,
+                    message: message.into(),
+                }
             }
             _ => own(BuildStatus::Aborted, false),
         })
@@ -570,28 +731,49 @@ impl Attempt<'_> {
     /// An input that was collected between its own build and this one.
     fn collected_input(&self, work: &Work) -> Result<Option<String>, Stop> {
         let valid: HashSet<String> = self.context.store.valid_paths(&work.inputs).map_err(ours)?;
-        Ok(work.inputs.iter().find(|path| !valid.contains(*path)).cloned())
+        Ok(work
+            .inputs
+            .iter()
+            .find(|path| !valid.contains(*path))
+            .cloned())
     }
 
     /// Brings the outputs into the destination store and describes them. The inner error is a failure of the build.
-    fn fetch(&self, connection: &mut Connection, work: &Work) -> Result<Result<BuildOutput, Outcome>, Stop> {
+    fn fetch(
+        &self,
+        connection: &mut Connection,
+        work: &Work,
+    ) -> Result<Result<BuildOutput, Outcome>, Stop> {
         let store = &self.context.store;
         let paths: Vec<&str> = work.outputs.iter().map(|(_, path)| path.as_str()).collect();
         let deadlines = *self.machine.deadlines();
-        connection.pipes.enter("asking for the outputs", deadlines.query);
+        connection
+            .pipes
+            .enter("asking for the outputs", deadlines.query);
         let infos = match connection.client.query_path_infos(&paths) {
             Ok(infos) => infos,
             Err(error) => return Err(connection.trouble(&error, "asking for the outputs").into()),
         };
-        if let Some(missing) = paths.iter().find(|path| !infos.iter().any(|info| info.path == **path)) {
-            let message = format!("'{}' says that it built {missing}, but does not have it", self.machine.name);
+        if let Some(missing) = paths
+            .iter()
+            .find(|path| !infos.iter().any(|info| info.path == **path))
+        {
+            let message = format!(
+                "'{}' says that it built {missing}, but does not have it",
+                self.machine.name
+            );
             return Err(Trouble::Machine(message).into());
         }
         let size: u64 = infos.iter().map(|info| info.nar_size).sum();
         let size_max = self.context.limits().max_output_size;
         if size_max > 0 && size > size_max {
-            let message = format!("the outputs have {size} bytes, more than the limit of {size_max}");
-            return Ok(Err(failed(BuildStatus::NarSizeLimitExceeded, message, false)));
+            let message =
+                format!("the outputs have {size} bytes, more than the limit of {size_max}");
+            return Ok(Err(failed(
+                BuildStatus::NarSizeLimitExceeded,
+                message,
+                false,
+            )));
         }
         let mut scans = HashMap::new();
         if self.machine.line().is_localhost {
@@ -600,10 +782,15 @@ impl Attempt<'_> {
             }
         } else {
             self.enter(Phase::ReceivingOutputs);
-            connection.pipes.enter("receiving outputs", deadlines.receive);
+            connection
+                .pipes
+                .enter("receiving outputs", deadlines.receive);
             for info in references_first(&infos) {
                 let scan = self.receive(connection, info)?;
-                self.context.traffic.bytes_received.fetch_add(info.nar_size, Ordering::Relaxed);
+                self.context
+                    .traffic
+                    .bytes_received
+                    .fetch_add(info.nar_size, Ordering::Relaxed);
                 scans.insert(info.path.clone(), scan);
             }
         }
@@ -617,10 +804,19 @@ impl Attempt<'_> {
             .filter_map(|(name, path)| {
                 let info = infos.iter().find(|info| info.path == *path)?;
                 let scan = scans.remove(path)?;
-                Some(OutputScan { name: name.clone(), path: path.clone(), nar_size: info.nar_size, scan })
+                Some(OutputScan {
+                    name: name.clone(),
+                    path: path.clone(),
+                    nar_size: info.nar_size,
+                    scan,
+                })
             })
             .collect();
-        Ok(Ok(products::build_output(&outputs, closure_size, store.dir())))
+        Ok(Ok(products::build_output(
+            &outputs,
+            closure_size,
+            store.dir(),
+        )))
     }
 }
 
@@ -628,13 +824,23 @@ impl Attempt<'_> {
 const LIMIT_MARGIN: Duration = Duration::from_secs(1);
 
 fn failed(status: BuildStatus, message: String, can_cache: bool) -> Outcome {
-    Outcome::Failed { status, message: message.into(), can_cache, times_built: 0, non_deterministic: false }
+    Outcome::Failed {
+        status,
+        message: message.into(),
+        can_cache,
+        times_built: 0,
+        non_deterministic: false,
+    }
 }
 
 /// The paths that are not among the valid ones, in the same order.
 fn without(paths: &[Arc<PathMeta>], valid: Vec<String>) -> Vec<Arc<PathMeta>> {
     let valid: HashSet<String> = valid.into_iter().collect();
-    paths.iter().filter(|meta| !valid.contains(&*meta.path)).cloned().collect()
+    paths
+        .iter()
+        .filter(|meta| !valid.contains(&*meta.path))
+        .cloned()
+        .collect()
 }
 
 /// The outputs of one derivation, each after those it refers to. (A cycle among them cannot exist.)
@@ -645,7 +851,9 @@ fn references_first(infos: &[ServePathInfo]) -> Vec<&ServePathInfo> {
         let free = left
             .iter()
             .position(|info| {
-                !left.iter().any(|other| other.path != info.path && info.references.contains(&other.path))
+                !left
+                    .iter()
+                    .any(|other| other.path != info.path && info.references.contains(&other.path))
             })
             .unwrap_or(0);
         ordered.push(left.swap_remove(free));

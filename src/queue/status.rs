@@ -1,2 +1,8 @@
 //! stub
-pub fn system_status(_c:&super::Context,_s:&crate::plan::Snapshot,_u:std::time::Duration)->String{String::new()}
+pub fn system_status(
+    _c: &super::Context,
+    _s: &crate::plan::Snapshot,
+    _u: std::time::Duration,
+) -> String {
+    String::new()
+}

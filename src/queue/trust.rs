@@ -28,8 +28,14 @@ pub enum Trust {
 /// Tries whether this user may build in the local store.
 pub fn probe(store_dir: &str, programs: &Programs) -> Trust {
     let short = Duration::from_secs(30);
-    let deadlines =
-        Deadlines { connect: short, query: short, substitute: short, send: short, receive: short, shutdown: short };
+    let deadlines = Deadlines {
+        connect: short,
+        query: short,
+        substitute: short,
+        send: short,
+        receive: short,
+        shutdown: short,
+    };
     let line = LocalHost::of_this_host(Some(1), Vec::new()).machine();
     let kill = match KillSwitch::new() {
         Ok(kill) => Arc::new(kill),
@@ -41,7 +47,11 @@ pub fn probe(store_dir: &str, programs: &Programs) -> Trust {
         Err(Trouble::Killed) => return Trust::Unknown("interrupted".into()),
     };
     let path = format!("{store_dir}/00000000000000000000000000000000-{PLATFORM}");
-    let output = Output { path: Some(path.clone()), hash_algo: String::new(), hash: String::new() };
+    let output = Output {
+        path: Some(path.clone()),
+        hash_algo: String::new(),
+        hash: String::new(),
+    };
     let derivation = Derivation {
         outputs: BTreeMap::from([("out".to_owned(), output)]),
         input_drvs: BTreeMap::new(),
@@ -52,12 +62,18 @@ pub fn probe(store_dir: &str, programs: &Programs) -> Trust {
         env: BTreeMap::from([(b"out".to_vec(), path.clone().into_bytes())]),
     };
     connection.pipes.enter("trying whether it may build", short);
-    let request =
-        connection.client.build_derivation_start::<&str>(&format!("{path}.drv"), &derivation, &[], &BuildOptions::default());
+    let request = connection.client.build_derivation_start::<&str>(
+        &format!("{path}.drv"),
+        &derivation,
+        &[],
+        &BuildOptions::default(),
+    );
     match request.and_then(|()| connection.client.build_derivation_finish()) {
         Ok(_) => Trust::Trusted,
         Err(error) => match connection.trouble(&error, "trying whether it may build") {
-            Trouble::Machine(message) if message.contains("privileged") || message.contains("trusted") => {
+            Trouble::Machine(message)
+                if message.contains("privileged") || message.contains("trusted") =>
+            {
                 Trust::Refused(message)
             }
             Trouble::Machine(message) | Trouble::Ours(message) => Trust::Unknown(message),
@@ -68,7 +84,9 @@ pub fn probe(store_dir: &str, programs: &Programs) -> Trust {
 
 /// What to do about a refusal.
 pub fn advice() -> String {
-    let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| "this user".into());
+    let user = std::env::var("USER")
+        .or_else(|_| std::env::var("LOGNAME"))
+        .unwrap_or_else(|_| "this user".into());
     format!("add `trusted-users = root {user}` to /etc/nix/nix.conf and restart nix-daemon")
 }
 
@@ -77,8 +95,13 @@ pub fn probe_at_start(context: &Context) {
     match probe(&context.store.dir().0, context.machines.programs()) {
         Trust::Trusted => log::debug!("the local store lets us build and register paths"),
         Trust::Refused(message) => {
-            log::error!("the local store does not trust us, nothing can be built here: {message}; {}", advice());
+            log::error!(
+                "the local store does not trust us, nothing can be built here: {message}; {}",
+                advice()
+            );
         }
-        Trust::Unknown(message) => log::warn!("cannot try whether the local store trusts us: {message}"),
+        Trust::Unknown(message) => {
+            log::warn!("cannot try whether the local store trusts us: {message}")
+        }
     }
 }

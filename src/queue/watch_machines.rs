@@ -42,7 +42,9 @@ pub fn watch(context: &Arc<Context>, mut files: MachinesFiles, inbox: &Receiver<
                 Ok((machines, is_complete)) => {
                     told_error = false;
                     held = None;
-                    let lost = current.iter().any(|old| machines.iter().all(|new| new.name != old.name));
+                    let lost = current
+                        .iter()
+                        .any(|old| machines.iter().all(|new| new.name != old.name));
                     if !force && (shrank(&current, &machines) || (lost && !is_complete)) {
                         log::warn!(
                             "the machines file went from {} machines to {}{}; the change is held back for {} s in case \
@@ -52,7 +54,10 @@ pub fn watch(context: &Arc<Context>, mut files: MachinesFiles, inbox: &Receiver<
                             if is_complete { "" } else { " and its last line has no end" },
                             HOLD.as_secs()
                         );
-                        held = Some(Held { machines, since: Instant::now() });
+                        held = Some(Held {
+                            machines,
+                            since: Instant::now(),
+                        });
                     } else if force || machines != current {
                         apply(context, &current, &machines, &files);
                         current = machines;
@@ -60,14 +65,19 @@ pub fn watch(context: &Arc<Context>, mut files: MachinesFiles, inbox: &Receiver<
                 }
                 Err(error) => {
                     if !told_error {
-                        log::error!("reloading machines file: {error}; keeping the machines as they were");
+                        log::error!(
+                            "reloading machines file: {error}; keeping the machines as they were"
+                        );
                         told_error = true;
                     }
                 }
             }
             force = false;
         }
-        if held.as_ref().is_some_and(|held| held.since.elapsed() >= HOLD) {
+        if held
+            .as_ref()
+            .is_some_and(|held| held.since.elapsed() >= HOLD)
+        {
             if let Some(held) = held.take() {
                 log::warn!("the shorter machines file is still there: applying it");
                 apply(context, &current, &held.machines, &files);
@@ -76,7 +86,11 @@ pub fn watch(context: &Arc<Context>, mut files: MachinesFiles, inbox: &Receiver<
         }
         if tidied.elapsed() >= TIDY_EVERY {
             tidied = Instant::now();
-            context.machines.all().iter().for_each(|machine| machine.close_stale());
+            context
+                .machines
+                .all()
+                .iter()
+                .for_each(|machine| machine.close_stale());
             context.store.close_stale();
         }
         match inbox.recv_timeout(LOOK_EVERY) {
@@ -92,7 +106,9 @@ pub fn watch(context: &Arc<Context>, mut files: MachinesFiles, inbox: &Receiver<
 
 /// Reads the files and reports what is odd in them; the good lines count. Also says whether every file ends with a
 /// complete line.
-fn read(files: &mut MachinesFiles) -> Result<(Vec<MachineLine>, bool), crate::config::machines::MachinesError> {
+fn read(
+    files: &mut MachinesFiles,
+) -> Result<(Vec<MachineLine>, bool), crate::config::machines::MachinesError> {
     let read = files.read()?;
     for error in &read.errors {
         log::error!("machines file: {error}");
@@ -104,10 +120,16 @@ fn read(files: &mut MachinesFiles) -> Result<(Vec<MachineLine>, bool), crate::co
 }
 
 fn apply(context: &Arc<Context>, old: &[MachineLine], new: &[MachineLine], files: &MachinesFiles) {
-    for gone in old.iter().filter(|machine| new.iter().all(|other| other.name != machine.name)) {
+    for gone in old
+        .iter()
+        .filter(|machine| new.iter().all(|other| other.name != machine.name))
+    {
         log::info!("removing machine '{}'", gone.name);
     }
-    for added in new.iter().filter(|machine| old.iter().all(|other| other.name != machine.name)) {
+    for added in new
+        .iter()
+        .filter(|machine| old.iter().all(|other| other.name != machine.name))
+    {
         log::info!("adding machine '{}'", added.name);
     }
     if new.is_empty() {
@@ -117,7 +139,9 @@ fn apply(context: &Arc<Context>, old: &[MachineLine], new: &[MachineLine], files
         .iter()
         .map(|line| {
             let id = context.machines.configure(&Arc::new(line.clone()));
-            let boxed = |texts: &std::collections::BTreeSet<String>| texts.iter().map(|t| t.as_str().into()).collect();
+            let boxed = |texts: &std::collections::BTreeSet<String>| {
+                texts.iter().map(|t| t.as_str().into()).collect()
+            };
             MachineSpec {
                 id,
                 name: line.name.as_str().into(),
@@ -132,5 +156,8 @@ fn apply(context: &Arc<Context>, old: &[MachineLine], new: &[MachineLine], files
         .collect();
     let loaded_from_file = matches!(files.from, MachinesFromEnv::Files(_)) && !new.is_empty()
         || matches!(files.from, MachinesFromEnv::ThisHost(_));
-    context.tell_plan(Event::Machines { machines, loaded_from_file });
+    context.tell_plan(Event::Machines {
+        machines,
+        loaded_from_file,
+    });
 }

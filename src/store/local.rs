@@ -94,17 +94,29 @@ impl LocalStore {
         );
         let way = match filled("NIX_REMOTE").as_deref() {
             Some("daemon") => Way::Socket(socket),
-            Some(remote) if remote.starts_with("unix://") => {
-                Way::Socket(remote["unix://".len()..].split('?').next().unwrap_or_default().into())
+            Some(remote) if remote.starts_with("unix://") => Way::Socket(
+                remote["unix://".len()..]
+                    .split('?')
+                    .next()
+                    .unwrap_or_default()
+                    .into(),
+            ),
+            None | Some("auto") if !is_writable(Path::new(&state)) && socket.exists() => {
+                Way::Socket(socket)
             }
-            None | Some("auto") if !is_writable(Path::new(&state)) && socket.exists() => Way::Socket(socket),
             _ => Way::Stdio(daemon_program.to_owned()),
         };
         let permits = bounded(DAEMONS_MAX);
         for _ in 0..DAEMONS_MAX {
             let _ = permits.0.send(());
         }
-        LocalStore { dir: StoreDir(dir), way, idle: Mutex::default(), permits, cache: Mutex::default() }
+        LocalStore {
+            dir: StoreDir(dir),
+            way,
+            idle: Mutex::default(),
+            permits,
+            cache: Mutex::default(),
+        }
     }
 
     pub fn dir(&self) -> &StoreDir {
@@ -125,10 +137,15 @@ impl LocalStore {
     /// `NotFound` when it was collected; any other as the system says.
     pub fn read_drv(&self, path: &str) -> io::Result<Vec<u8>> {
         let file = fs::File::open(path)?;
-        let mut bytes = Vec::with_capacity(usize::try_from(file.metadata()?.len().min(DRV_BYTES_MAX)).unwrap_or(0) + 1);
+        let mut bytes = Vec::with_capacity(
+            usize::try_from(file.metadata()?.len().min(DRV_BYTES_MAX)).unwrap_or(0) + 1,
+        );
         file.take(DRV_BYTES_MAX + 1).read_to_end(&mut bytes)?;
         if bytes.len() as u64 > DRV_BYTES_MAX {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "larger than 64 MB"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "larger than 64 MB",
+            ));
         }
         Ok(bytes)
     }
@@ -138,12 +155,17 @@ impl LocalStore {
     /// # Errors
     /// A message naming what could not be asked.
     pub fn valid_paths<S: AsRef<str>>(&self, paths: &[S]) -> Result<HashSet<String>, String> {
-        let there: Vec<&str> =
-            paths.iter().map(AsRef::as_ref).filter(|path| fs::symlink_metadata(path).is_ok()).collect();
+        let there: Vec<&str> = paths
+            .iter()
+            .map(AsRef::as_ref)
+            .filter(|path| fs::symlink_metadata(path).is_ok())
+            .collect();
         if there.is_empty() {
             return Ok(HashSet::new());
         }
-        let valid = self.ask("asking which paths are valid", |client| client.query_valid_paths(&there, false))?;
+        let valid = self.ask("asking which paths are valid", |client| {
+            client.query_valid_paths(&there, false)
+        })?;
         Ok(valid.into_iter().collect())
     }
 
@@ -160,7 +182,9 @@ impl LocalStore {
     /// # Errors
     /// As [`LocalStore::valid_paths`].
     pub fn registration_time(&self, path: &str) -> Result<Option<UnixSecs>, String> {
-        Ok(self.query(path)?.map(|info| info.registration_time as UnixSecs))
+        Ok(self
+            .query(path)?
+            .map(|info| info.registration_time as UnixSecs))
     }
 
     /// What must be said of a path to send it.
@@ -168,19 +192,26 @@ impl LocalStore {
     /// # Errors
     /// A message; also when the path is not valid any more.
     pub fn export_info(&self, path: &str) -> Result<ValidPathInfo, String> {
-        self.query(path)?.ok_or_else(|| format!("{path} is not in the local store any more"))
+        self.query(path)?
+            .ok_or_else(|| format!("{path} is not in the local store any more"))
     }
 
     /// Gives the NAR of a valid path to `taker`, whose result comes back.
     ///
     /// # Errors
     /// A message when the store does not begin to give it; what goes wrong later the taker reads.
-    pub fn read_nar<T>(&self, path: &str, taker: impl FnOnce(&mut dyn Read) -> T) -> Result<T, String> {
+    pub fn read_nar<T>(
+        &self,
+        path: &str,
+        taker: impl FnOnce(&mut dyn Read) -> T,
+    ) -> Result<T, String> {
         let _permit = self.permit();
         let mut daemon = self.daemon()?;
         daemon.pipes.enter("reading a path", DAEMON_IDLE_MAX);
-        let mut nar =
-            daemon.client.nar_from_path(path, ()).map_err(|error| format!("the local store, reading {path}: {error}"))?;
+        let mut nar = daemon
+            .client
+            .nar_from_path(path, ())
+            .map_err(|error| format!("the local store, reading {path}: {error}"))?;
         let taken = taker(&mut nar);
         let complete = nar.finish().is_ok();
         if complete && daemon.client.usable() {
@@ -234,7 +265,10 @@ impl LocalStore {
     pub fn learn(&self, path: &str, references: &[String], nar_size: u64) {
         let meta = PathMeta {
             path: path.into(),
-            references: references.iter().map(|reference| reference.as_str().into()).collect(),
+            references: references
+                .iter()
+                .map(|reference| reference.as_str().into())
+                .collect(),
             nar_size,
         };
         self.lock_cache().insert(Arc::new(meta));
@@ -247,7 +281,11 @@ impl LocalStore {
         let info = self.export_info(path)?;
         let meta = Arc::new(PathMeta {
             path: path.into(),
-            references: info.references.iter().map(|reference| reference.as_str().into()).collect(),
+            references: info
+                .references
+                .iter()
+                .map(|reference| reference.as_str().into())
+                .collect(),
             nar_size: info.nar_size,
         });
         self.lock_cache().insert(meta.clone());
@@ -259,8 +297,10 @@ impl LocalStore {
     /// # Errors
     /// A message naming the path.
     pub fn scan(&self, paths: &[&str]) -> Result<Vec<MemberScan>, String> {
-        let places: Vec<(&str, &Path)> = paths.iter().map(|path| (*path, Path::new(*path))).collect();
-        products::scan_paths(&self.dir, &places).map_err(|error| format!("cannot look for products: {error}"))
+        let places: Vec<(&str, &Path)> =
+            paths.iter().map(|path| (*path, Path::new(*path))).collect();
+        products::scan_paths(&self.dir, &places)
+            .map_err(|error| format!("cannot look for products: {error}"))
     }
 
     /// Registers a path from the bytes of its NAR, checked against `info`.
@@ -270,14 +310,16 @@ impl LocalStore {
     pub fn import(&self, info: &ValidPathInfo, nar: &mut dyn Read) -> Result<(), ImportError> {
         let mut source = None;
         let result = self.ask("registering an output", |client| {
-            client.add_to_store_nar(info, false, true, nar).or_else(|error| match error {
-                // Not the store's trouble: kept apart, and the conversation goes on if it can.
-                WireError::Source(error) => {
-                    source = Some(error);
-                    Ok(())
-                }
-                error => Err(error),
-            })
+            client
+                .add_to_store_nar(info, false, true, nar)
+                .or_else(|error| match error {
+                    // Not the store's trouble: kept apart, and the conversation goes on if it can.
+                    WireError::Source(error) => {
+                        source = Some(error);
+                        Ok(())
+                    }
+                    error => Err(error),
+                })
         });
         match (result, source) {
             (_, Some(error)) => Err(ImportError::Source(error)),
@@ -287,7 +329,9 @@ impl LocalStore {
     }
 
     fn lock_cache(&self) -> MutexGuard<'_, Cache> {
-        self.cache.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.cache
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// One question to the daemon over a kept or new conversation. A kept one may have ended meanwhile: then once
@@ -313,7 +357,11 @@ impl LocalStore {
                 if daemon.client.usable() {
                     self.keep(daemon);
                 }
-                let said = if words.is_empty() { String::new() } else { format!("; it said: {words}") };
+                let said = if words.is_empty() {
+                    String::new()
+                } else {
+                    format!("; it said: {words}")
+                };
                 Err(format!("the local store, {doing}: {error}{said}"))
             }
         }
@@ -332,12 +380,16 @@ impl LocalStore {
     }
 
     fn lock_idle(&self) -> MutexGuard<'_, Vec<Daemon>> {
-        self.idle.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.idle
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     fn daemon(&self) -> Result<Daemon, String> {
         loop {
-            let Some(daemon) = self.lock_idle().pop() else { return self.open() };
+            let Some(daemon) = self.lock_idle().pop() else {
+                return self.open();
+            };
             // One that has something to say unasked has ended.
             if daemon.opened.elapsed() < DAEMON_AGE_MAX && !daemon.client.get_ref().is_ready() {
                 return Ok(daemon);
@@ -346,7 +398,9 @@ impl LocalStore {
     }
 
     fn open(&self) -> Result<Daemon, String> {
-        let kill = Arc::new(KillSwitch::new().map_err(|error| format!("cannot make a kill switch: {error}"))?);
+        let kill = Arc::new(
+            KillSwitch::new().map_err(|error| format!("cannot make a kill switch: {error}"))?,
+        );
         let (stdin, stdout, stderr, child) = match &self.way {
             Way::Stdio(program) => {
                 let (child, ends) = child::spawn(Command::new(program).arg("--stdio"))
@@ -355,22 +409,35 @@ impl LocalStore {
             }
             Way::Socket(path) => {
                 let cannot = |error: io::Error| {
-                    format!("cannot connect to the Nix daemon at {}: {}", path.display(), plain_error(&error))
+                    format!(
+                        "cannot connect to the Nix daemon at {}: {}",
+                        path.display(),
+                        plain_error(&error)
+                    )
                 };
                 let stream = UnixStream::connect(path).map_err(cannot)?;
                 let reader = stream.try_clone().map_err(cannot)?;
                 (OwnedFd::from(stream), OwnedFd::from(reader), None, None)
             }
         };
-        let (reader, writer, pipes) =
-            pipes::open(stdin, stdout, stderr, kill).map_err(|error| format!("cannot set up pipes: {error}"))?;
+        let (reader, writer, pipes) = pipes::open(stdin, stdout, stderr, kill)
+            .map_err(|error| format!("cannot set up pipes: {error}"))?;
         pipes.enter("waiting for its greeting", Duration::from_secs(60));
         match WorkerClient::handshake(reader, writer) {
-            Ok(client) => Ok(Daemon { client, pipes, child, opened: Instant::now() }),
+            Ok(client) => Ok(Daemon {
+                client,
+                pipes,
+                child,
+                opened: Instant::now(),
+            }),
             Err(error) => {
                 pipes.drain_to_end(Duration::from_secs(1));
                 let words = pipes.stderr_tail();
-                let why = if words.is_empty() { error.to_string() } else { words };
+                let why = if words.is_empty() {
+                    error.to_string()
+                } else {
+                    words
+                };
                 Err(format!("cannot open {}: {why}", self.describe()))
             }
         }
@@ -381,7 +448,9 @@ impl LocalStore {
         let stale: Vec<Daemon> = {
             let mut idle = self.lock_idle();
             let all = std::mem::take(&mut *idle);
-            let (stale, kept) = all.into_iter().partition(|daemon| daemon.opened.elapsed() >= DAEMON_AGE_MAX);
+            let (stale, kept) = all
+                .into_iter()
+                .partition(|daemon| daemon.opened.elapsed() >= DAEMON_AGE_MAX);
             *idle = kept;
             stale
         };
@@ -426,7 +495,9 @@ impl Cache {
 
 fn is_writable(path: &Path) -> bool {
     use std::os::unix::ffi::OsStrExt;
-    let Ok(path) = std::ffi::CString::new(path.as_os_str().as_bytes()) else { return false };
+    let Ok(path) = std::ffi::CString::new(path.as_os_str().as_bytes()) else {
+        return false;
+    };
     // SAFETY: the string is terminated and lives through the call.
     unsafe { libc::access(path.as_ptr(), libc::W_OK) == 0 }
 }

@@ -28,7 +28,10 @@ impl LogStore {
     pub fn open(data_dir: &Path) -> io::Result<LogStore> {
         let dir = data_dir.join("build-logs");
         fs::create_dir_all(&dir)?;
-        Ok(LogStore { dir, kept: Mutex::new(HashMap::new()) })
+        Ok(LogStore {
+            dir,
+            kept: Mutex::new(HashMap::new()),
+        })
     }
 
     /// Where the log of the current attempt is, or would be.
@@ -48,7 +51,11 @@ impl LogStore {
             fs::create_dir_all(folder)?;
         }
         self.move_aside(&path)?;
-        OpenOptions::new().write(true).create(true).truncate(true).open(&path)
+        OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&path)
     }
 
     /// Removes the log of an attempt that built nothing.
@@ -63,7 +70,10 @@ impl LogStore {
     /// Moves the log of a run aside, since another attempt follows, and says where to. Asked again for the same
     /// run, gives the same answer.
     pub fn keep(&self, run: RunId, drv: &str) -> PathBuf {
-        let mut kept = self.kept.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut kept = self
+            .kept
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some(path) = kept.get(&run) {
             return path.clone();
         }
@@ -91,7 +101,8 @@ impl LogStore {
         let path = self.path(drv);
         let mut attempts = kept_attempts(&path)?;
         let next = attempts.last().map_or(1, |(n, _)| n + 1);
-        let current = std::iter::once(path.clone()).chain(COMPRESSED.iter().map(|end| with_end(&path, end)));
+        let current =
+            std::iter::once(path.clone()).chain(COMPRESSED.iter().map(|end| with_end(&path, end)));
         if let Some(current) = current.into_iter().find(|path| path.exists()) {
             attempts.push((next, current));
         }
@@ -127,7 +138,10 @@ fn with_end(path: &Path, end: &str) -> PathBuf {
 
 /// The attempts moved aside, by number.
 fn kept_attempts(path: &Path) -> io::Result<Vec<(u32, PathBuf)>> {
-    let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
+    let (Some(folder), Some(name)) = (
+        path.parent(),
+        path.file_name().and_then(|name| name.to_str()),
+    ) else {
         return Ok(Vec::new());
     };
     let entries = match fs::read_dir(folder) {
@@ -161,20 +175,38 @@ mod tests {
     fn every_attempt_is_kept_and_numbered() {
         let dir = tempfile::tempdir().expect("a folder");
         let logs = LogStore::open(dir.path()).expect("logs");
-        assert!(logs.path(DRV).ends_with("build-logs/aa/bbccddaabbccddaabbccddaabbccdd-x.drv"));
-        logs.begin(DRV).expect("a log").write_all(b"one").expect("written");
+        assert!(logs
+            .path(DRV)
+            .ends_with("build-logs/aa/bbccddaabbccddaabbccddaabbccdd-x.drv"));
+        logs.begin(DRV)
+            .expect("a log")
+            .write_all(b"one")
+            .expect("written");
         let first = logs.keep(RunId(1), DRV);
-        assert_eq!(logs.keep(RunId(1), DRV), first, "asked again, the same answer");
-        logs.begin(DRV).expect("a log").write_all(b"two").expect("written");
+        assert_eq!(
+            logs.keep(RunId(1), DRV),
+            first,
+            "asked again, the same answer"
+        );
+        logs.begin(DRV)
+            .expect("a log")
+            .write_all(b"two")
+            .expect("written");
         // A restart finds the log of an attempt that nobody ended.
-        logs.begin(DRV).expect("a log").write_all(b"three").expect("written");
+        logs.begin(DRV)
+            .expect("a log")
+            .write_all(b"three")
+            .expect("written");
         let texts: Vec<(u32, String)> = logs
             .attempts(DRV)
             .expect("attempts")
             .into_iter()
             .map(|(n, path)| (n, fs::read_to_string(path).expect("text")))
             .collect();
-        assert_eq!(texts, [(1, "one".into()), (2, "two".into()), (3, "three".into())]);
+        assert_eq!(
+            texts,
+            [(1, "one".into()), (2, "two".into()), (3, "three".into())]
+        );
     }
 
     #[test]

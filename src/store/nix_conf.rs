@@ -5,13 +5,22 @@ use std::process::Command;
 /// `max-jobs` and `system-features`, asked of the installed Nix; nothing if it does not answer.
 pub fn jobs_and_features() -> (Option<u32>, Vec<String>) {
     let output = Command::new("nix")
-        .args(["--extra-experimental-features", "nix-command", "show-config"])
+        .args([
+            "--extra-experimental-features",
+            "nix-command",
+            "show-config",
+        ])
         .stdin(std::process::Stdio::null())
         .output();
     let text = match output {
-        Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).into_owned(),
+        Ok(output) if output.status.success() => {
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        }
         Ok(output) => {
-            log::debug!("nix show-config: {}", String::from_utf8_lossy(&output.stderr).trim());
+            log::debug!(
+                "nix show-config: {}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
             return (None, Vec::new());
         }
         Err(error) => {
@@ -27,5 +36,8 @@ pub fn jobs_and_features() -> (Option<u32>, Vec<String>) {
     };
     let features = value("system-features").unwrap_or_default();
     let jobs = value("max-jobs").and_then(|jobs| jobs.parse().ok());
-    (jobs, features.split_whitespace().map(str::to_owned).collect())
+    (
+        jobs,
+        features.split_whitespace().map(str::to_owned).collect(),
+    )
 }

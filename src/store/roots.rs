@@ -16,7 +16,9 @@ impl GcRoots {
     /// When the folder cannot be made.
     pub fn open(dir: &Path) -> io::Result<GcRoots> {
         fs::create_dir_all(dir)?;
-        Ok(GcRoots { dir: dir.to_owned() })
+        Ok(GcRoots {
+            dir: dir.to_owned(),
+        })
     }
 
     pub fn dir(&self) -> &Path {
@@ -29,7 +31,11 @@ impl GcRoots {
     /// When the file cannot be made.
     pub fn add(&self, store_path: &str) -> io::Result<()> {
         let name = store_path.rsplit('/').next().unwrap_or(store_path);
-        match OpenOptions::new().write(true).create_new(true).open(self.dir.join(name)) {
+        match OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(self.dir.join(name))
+        {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
             _ => Ok(()),
         }

@@ -29,15 +29,27 @@ pub struct ChildPipes {
 /// # Errors
 /// What the system says of starting it; name the program when passing it on.
 pub fn spawn(command: &mut Command) -> io::Result<(PipedChild, ChildPipes)> {
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0);
     let mut child = command.spawn()?;
     let pipes = match (child.stdin.take(), child.stdout.take(), child.stderr.take()) {
-        (Some(stdin), Some(stdout), Some(stderr)) => {
-            ChildPipes { stdin: stdin.into(), stdout: stdout.into(), stderr: stderr.into() }
-        }
+        (Some(stdin), Some(stdout), Some(stderr)) => ChildPipes {
+            stdin: stdin.into(),
+            stdout: stdout.into(),
+            stderr: stderr.into(),
+        },
         _ => unreachable!("BUG: a child spawned with pipes has pipes"),
     };
-    Ok((PipedChild { child, status: None }, pipes))
+    Ok((
+        PipedChild {
+            child,
+            status: None,
+        },
+        pipes,
+    ))
 }
 
 impl PipedChild {

@@ -23,7 +23,10 @@ impl KillSwitch {
         }
         // SAFETY: `fd` is a fresh descriptor that nobody else owns.
         let event = unsafe { File::from_raw_fd(fd) };
-        Ok(KillSwitch { event, thrown: AtomicBool::new(false) })
+        Ok(KillSwitch {
+            event,
+            thrown: AtomicBool::new(false),
+        })
     }
 
     pub fn throw(&self) {

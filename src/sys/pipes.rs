@@ -34,7 +34,9 @@ pub enum Interruption {
 
 /// The [`Interruption`] inside an error, if it is one.
 pub fn interruption(error: &io::Error) -> Option<&Interruption> {
-    error.get_ref().and_then(|inner| inner.downcast_ref::<Interruption>())
+    error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<Interruption>())
 }
 
 impl From<Interruption> for io::Error {
@@ -130,18 +132,37 @@ pub fn open(
     let now = Instant::now();
     let pipes = Arc::new(Pipes {
         kill: Mutex::new(kill),
-        wait: Mutex::new(Wait { phase: "starting", idle_max: Duration::from_secs(60), last_progress: now }),
-        stderr: Mutex::new(Stderr { fd: stderr, tail: VecDeque::new(), log: None, last_output: now }),
+        wait: Mutex::new(Wait {
+            phase: "starting",
+            idle_max: Duration::from_secs(60),
+            last_progress: now,
+        }),
+        stderr: Mutex::new(Stderr {
+            fd: stderr,
+            tail: VecDeque::new(),
+            log: None,
+            last_output: now,
+        }),
     });
-    let reader = PipeReader { fd: stdout, pipes: pipes.clone() };
-    let writer = PipeWriter { fd: Some(stdin), pipes: pipes.clone() };
+    let reader = PipeReader {
+        fd: stdout,
+        pipes: pipes.clone(),
+    };
+    let writer = PipeWriter {
+        fd: Some(stdin),
+        pipes: pipes.clone(),
+    };
     Ok((reader, writer, pipes))
 }
 
 impl Pipes {
     /// Names what is being done from now on and how long it may stand still.
     pub fn enter(&self, phase: &'static str, idle_max: Duration) {
-        *lock(&self.wait) = Wait { phase, idle_max, last_progress: Instant::now() };
+        *lock(&self.wait) = Wait {
+            phase,
+            idle_max,
+            last_progress: Instant::now(),
+        };
     }
 
     /// The switch that interrupts this conversation from now on.
@@ -156,7 +177,13 @@ impl Pipes {
         let mut stderr = lock(&self.stderr);
         stderr.tail.clear();
         stderr.last_output = Instant::now();
-        stderr.log = Some(Log { file, bytes: 0, bytes_max, over_limit: false, error: None });
+        stderr.log = Some(Log {
+            file,
+            bytes: 0,
+            bytes_max,
+            over_limit: false,
+            error: None,
+        });
     }
 
     /// Ends the log: takes what is still in the pipe. With `silence`, waits until nothing has come for that
@@ -171,16 +198,23 @@ impl Pipes {
             for _ in 0..200 {
                 let (fd, quiet_for) = {
                     let stderr = lock(&self.stderr);
-                    (stderr.fd.as_ref().map(|fd| fd.as_raw_fd()), stderr.last_output.elapsed())
+                    (
+                        stderr.fd.as_ref().map(|fd| fd.as_raw_fd()),
+                        stderr.last_output.elapsed(),
+                    )
                 };
-                let (Some(fd), Some(left)) = (fd, silence.checked_sub(quiet_for)) else { break };
+                let (Some(fd), Some(left)) = (fd, silence.checked_sub(quiet_for)) else {
+                    break;
+                };
                 let mut polled = [pollfd(fd, libc::POLLIN)];
                 poll(&mut polled, Some(left))?;
                 self.drain_stderr();
             }
         }
         match lock(&self.stderr).log.take() {
-            Some(Log { error: Some(error), .. }) => Err(error),
+            Some(Log {
+                error: Some(error), ..
+            }) => Err(error),
             Some(log) => Ok(log.bytes),
             None => Ok(0),
         }
@@ -191,14 +225,18 @@ impl Pipes {
         self.drain_stderr();
         let mut stderr = lock(&self.stderr);
         let bytes: &[u8] = stderr.tail.make_contiguous();
-        crate::base::text::plain(&String::from_utf8_lossy(bytes)).trim().to_owned()
+        crate::base::text::plain(&String::from_utf8_lossy(bytes))
+            .trim()
+            .to_owned()
     }
 
     /// Reads stderr until its end or until nothing has come for `wait`: what a program that gave up has to say.
     pub fn drain_to_end(&self, wait: Duration) {
         let until = Instant::now() + wait;
         while let Some(fd) = self.stderr_fd() {
-            let Some(left) = until.checked_duration_since(Instant::now()) else { break };
+            let Some(left) = until.checked_duration_since(Instant::now()) else {
+                break;
+            };
             let mut polled = [pollfd(fd, libc::POLLIN)];
             if poll(&mut polled, Some(left)).is_err() {
                 break;
@@ -241,11 +279,18 @@ impl Pipes {
                 (wait.phase, wait.idle_max, wait.last_progress.elapsed())
             };
             let Some(left) = idle_max.checked_sub(since) else {
-                return Err(Interruption::Deadline { phase, secs: idle_max.as_secs() }.into());
+                return Err(Interruption::Deadline {
+                    phase,
+                    secs: idle_max.as_secs(),
+                }
+                .into());
             };
             let stderr = self.stderr_fd().unwrap_or(-1);
-            let mut polled =
-                [pollfd(fd, events), pollfd(kill.fd(), libc::POLLIN), pollfd(stderr, libc::POLLIN)];
+            let mut polled = [
+                pollfd(fd, events),
+                pollfd(kill.fd(), libc::POLLIN),
+                pollfd(stderr, libc::POLLIN),
+            ];
             poll(&mut polled, Some(left))?;
             if polled[2].revents != 0 {
                 self.drain_stderr();
@@ -260,7 +305,11 @@ impl Pipes {
     ///
     /// # Errors
     /// [`Interruption::Killed`], or an error of polling.
-    pub fn wait_for_reply(&self, reader: &PipeReader, limits: &BuildLimits) -> io::Result<ReplyWait> {
+    pub fn wait_for_reply(
+        &self,
+        reader: &PipeReader,
+        limits: &BuildLimits,
+    ) -> io::Result<ReplyWait> {
         let kill = lock(&self.kill).clone();
         let started = Instant::now();
         loop {
@@ -269,7 +318,10 @@ impl Pipes {
             }
             let (silent_for, over_limit) = {
                 let stderr = lock(&self.stderr);
-                (stderr.last_output.max(started).elapsed(), stderr.log.as_ref().is_some_and(|log| log.over_limit))
+                (
+                    stderr.last_output.max(started).elapsed(),
+                    stderr.log.as_ref().is_some_and(|log| log.over_limit),
+                )
             };
             if over_limit {
                 return Ok(ReplyWait::LogLimit);
@@ -298,8 +350,15 @@ impl Pipes {
                 self.drain_stderr();
             }
             if polled[0].revents != 0 {
-                let over_limit = lock(&self.stderr).log.as_ref().is_some_and(|log| log.over_limit);
-                return Ok(if over_limit { ReplyWait::LogLimit } else { ReplyWait::Ready });
+                let over_limit = lock(&self.stderr)
+                    .log
+                    .as_ref()
+                    .is_some_and(|log| log.over_limit);
+                return Ok(if over_limit {
+                    ReplyWait::LogLimit
+                } else {
+                    ReplyWait::Ready
+                });
             }
         }
     }
@@ -310,7 +369,8 @@ impl Stderr {
         self.last_output = Instant::now();
         let excess = (self.tail.len() + bytes.len()).saturating_sub(TAIL_BYTES_MAX);
         self.tail.drain(..excess.min(self.tail.len()));
-        self.tail.extend(&bytes[bytes.len().saturating_sub(TAIL_BYTES_MAX)..]);
+        self.tail
+            .extend(&bytes[bytes.len().saturating_sub(TAIL_BYTES_MAX)..]);
         if let Some(log) = &mut self.log {
             log.take(bytes);
         }
@@ -319,7 +379,11 @@ impl Stderr {
 
 impl Log {
     fn take(&mut self, bytes: &[u8]) {
-        let room = if self.bytes_max == 0 { u64::MAX } else { self.bytes_max - self.bytes };
+        let room = if self.bytes_max == 0 {
+            u64::MAX
+        } else {
+            self.bytes_max - self.bytes
+        };
         let keep = bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX));
         if keep < bytes.len() {
             self.over_limit = true;
@@ -367,7 +431,9 @@ impl PipeWriter {
 
 impl Write for PipeWriter {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        let Some(fd) = &self.fd else { return Err(io::ErrorKind::BrokenPipe.into()) };
+        let Some(fd) = &self.fd else {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        };
         loop {
             // SAFETY: the pointer and length describe `buffer`.
             let n = unsafe { libc::write(fd.as_raw_fd(), buffer.as_ptr().cast(), buffer.len()) };
@@ -390,11 +456,17 @@ impl Write for PipeWriter {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    mutex
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 fn pollfd(fd: RawFd, events: i16) -> libc::pollfd {
-    libc::pollfd { fd, events, revents: 0 }
+    libc::pollfd {
+        fd,
+        events,
+        revents: 0,
+    }
 }
 
 /// Polls, rounding the time up to a millisecond. `EINTR` counts as nothing ready.
@@ -457,8 +529,13 @@ mod tests {
         let (our_stdout, their_stdout) = pair();
         let (our_stderr, their_stderr) = pair();
         let kill = Arc::new(KillSwitch::new().expect("an eventfd"));
-        let (reader, writer, pipes) = open(our_stdin, our_stdout, Some(our_stderr), kill.clone()).expect("pipes");
-        let other = Other { stdout: their_stdout.into(), stderr: their_stderr.into(), stdin: their_stdin.into() };
+        let (reader, writer, pipes) =
+            open(our_stdin, our_stdout, Some(our_stderr), kill.clone()).expect("pipes");
+        let other = Other {
+            stdout: their_stdout.into(),
+            stderr: their_stderr.into(),
+            stdin: their_stdin.into(),
+        };
         (reader, writer, pipes, kill, other)
     }
 
@@ -469,7 +546,10 @@ mod tests {
         let error = reader.read(&mut [0; 8]).expect_err("nothing comes");
         assert_eq!(
             interruption(&error),
-            Some(&Interruption::Deadline { phase: "waiting for the greeting", secs: 0 })
+            Some(&Interruption::Deadline {
+                phase: "waiting for the greeting",
+                secs: 0
+            })
         );
     }
 
@@ -507,15 +587,39 @@ mod tests {
     #[test]
     fn limits_of_a_build_are_ours() {
         let (reader, _writer, pipes, _kill, mut other) = conversation();
-        let limits = |total, silence| BuildLimits { total, silence, log_bytes_max: 0 };
+        let limits = |total, silence| BuildLimits {
+            total,
+            silence,
+            log_bytes_max: 0,
+        };
         let short = Some(Duration::from_millis(2));
-        assert_eq!(pipes.wait_for_reply(&reader, &limits(short, None)).expect("ok"), ReplyWait::TimedOut);
-        assert_eq!(pipes.wait_for_reply(&reader, &limits(None, short)).expect("ok"), ReplyWait::Silent);
+        assert_eq!(
+            pipes
+                .wait_for_reply(&reader, &limits(short, None))
+                .expect("ok"),
+            ReplyWait::TimedOut
+        );
+        assert_eq!(
+            pipes
+                .wait_for_reply(&reader, &limits(None, short))
+                .expect("ok"),
+            ReplyWait::Silent
+        );
         pipes.start_log(tempfile::tempfile().expect("a file"), 10);
         other.stderr.write_all(b"eleven bytes").expect("taken");
-        assert_eq!(pipes.wait_for_reply(&reader, &limits(None, None)).expect("ok"), ReplyWait::LogLimit);
+        assert_eq!(
+            pipes
+                .wait_for_reply(&reader, &limits(None, None))
+                .expect("ok"),
+            ReplyWait::LogLimit
+        );
         assert_eq!(pipes.end_log(None).expect("a log"), 10);
         other.stdout.write_all(b"x").expect("taken");
-        assert_eq!(pipes.wait_for_reply(&reader, &limits(None, None)).expect("ok"), ReplyWait::Ready);
+        assert_eq!(
+            pipes
+                .wait_for_reply(&reader, &limits(None, None))
+                .expect("ok"),
+            ReplyWait::Ready
+        );
     }
 }

@@ -26,7 +26,11 @@ pub fn listen() -> io::Result<Receiver<Signal>> {
     let (sender, receiver) = unbounded();
     thread::spawn("signals", move || {
         for signal in signals.forever() {
-            let message = if signal == SIGHUP { Signal::Reload } else { Signal::Stop };
+            let message = if signal == SIGHUP {
+                Signal::Reload
+            } else {
+                Signal::Stop
+            };
             if sender.send(message).is_err() {
                 break;
             }

@@ -7,7 +7,9 @@ use std::time::Duration;
 /// Sends a state such as `READY=1` to the socket in `NOTIFY_SOCKET`. Does nothing without one;
 /// systemd being away is no reason to stop.
 pub fn notify(state: &str) {
-    let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let Some(name) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
     let bytes = std::os::unix::ffi::OsStrExt::as_bytes(name.as_os_str());
     let address = match bytes.strip_prefix(b"@") {
         Some(name) => SocketAddr::from_abstract_name(name),

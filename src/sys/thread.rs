@@ -12,5 +12,8 @@ pub fn spawn<T: Send + 'static>(
     name: impl Into<String>,
     body: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<JoinHandle<T>> {
-    Builder::new().name(name.into()).stack_size(STACK_BYTES).spawn(body)
+    Builder::new()
+        .name(name.into())
+        .stack_size(STACK_BYTES)
+        .spawn(body)
 }
