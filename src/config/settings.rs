@@ -133,6 +133,17 @@ const fn count(min: u64, max: u64) -> Kind {
 use Role::{Deprecated, Fatal, NotImplemented, NotYetUsed, WebServer};
 use Service::{Evaluator, Notify, QueueRunner};
 
+/// Why a setting has no effect in this release.
+fn not_yet(key: &str) -> Option<&'static str> {
+    Some(match key {
+        "max-concurrent-notifications" => "this release has no notifier",
+        "queue_runner_metrics_address" | "status_address" => "this release serves no HTTP",
+        "use-substitutes" => "this release builds what is missing here; machines do substitute",
+        "upload_logs_to_binary_cache" => "this release writes to the local store only",
+        _ => return None,
+    })
+}
+
 /// Every key that Hydra or hydrad knows. Order: that of the commented example file.
 pub const DEFINITIONS: &[Definition] = &[
     used("services", Kind::Words, "queue-runner",
@@ -905,9 +916,9 @@ impl Values<'_> {
             },
             None => (default.to_owned(), Source::Default, None),
         };
-        if key == "max-concurrent-notifications" && verdict == Verdict::Used {
+        if let (Verdict::Used, Some(why)) = (verdict, not_yet(key)) {
             verdict = Verdict::NotYetUsed;
-            note = "this release has no notifier";
+            note = why;
         }
         self.rows.push(Row {
             key: key.to_owned(),
