@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{mpsc, OnceLock};
 use std::thread;
@@ -46,16 +46,15 @@ impl Cluster {
             let (ready, wait) = mpsc::channel();
             // The server dies with the thread that started it, so that thread must stay.
             thread::spawn(move || {
-                ready.send(Cluster::start()).unwrap();
-                loop {
-                    thread::park();
-                }
+                let (cluster, mut server) = Cluster::start();
+                ready.send(cluster).unwrap();
+                server.wait().unwrap();
             });
             wait.recv().expect("the cluster starts")
         })
     }
 
-    fn start() -> Cluster {
+    fn start() -> (Cluster, Child) {
         let binaries = find_binaries();
         let bin = &binaries
             .first()
@@ -123,7 +122,7 @@ impl Cluster {
                 Ok(())
             });
         }
-        server.spawn().unwrap();
+        let child = server.spawn().unwrap();
         let cluster = Cluster { dir };
         let admin = cluster.admin("postgres");
         let mut client = eventually(|| admin.connect(APP).ok());
@@ -136,7 +135,7 @@ impl Cluster {
         assert_eq!(done.created, Some(87));
         assert!(done.created_hydrad);
         drop(owner);
-        cluster
+        (cluster, child)
     }
 
     fn admin(&self, dbname: &str) -> DbTarget {
@@ -558,10 +557,7 @@ fn the_pool_recovers_from_lost_connections() {
         killer
             .execute("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'mortal'", &[])
             .unwrap();
-        let error = eventually(|| match conn.transaction() {
-            Ok(_) => None,
-            Err(e) => Some(e),
-        });
+        let error = eventually(|| conn.transaction().err());
         assert!(error.is_lost() && !error.is_retryable(), "{error}");
     }
     // Other idle connections may be dead as well: each is an error once, never twice.
@@ -782,6 +778,10 @@ fn targets_come_from_where_libpq_and_hydra_would_take_them() {
         (
             vec![("HYDRA_DBI", "dbi:Pg:dbname")],
             "HYDRA_DBI: no `=` after `dbname`",
+        ),
+        (
+            vec![("HYDRA_DBI", "dbi:Pg:password=two words")],
+            "HYDRA_DBI: a word without `=`",
         ),
         (vec![("HYDRA_DBI", "dbi:Pg:dbname='a")], "is not closed"),
         (
