@@ -430,6 +430,9 @@ fn host_and_port(text: &str) -> Result<(String, Option<u16>), String> {
         let (host, rest) = rest
             .split_once(']')
             .ok_or_else(|| "`[` without `]`".to_owned())?;
+        if host.is_empty() {
+            return Err("no host name".to_owned());
+        }
         return match rest.strip_prefix(':') {
             Some(p) => Ok((host.to_owned(), Some(port(p)?))),
             None if rest.is_empty() => Ok((host.to_owned(), None)),

@@ -920,9 +920,15 @@ impl Values<'_> {
             verdict = Verdict::NotYetUsed;
             note = why;
         }
+        // It may hold a password; the report on the database shows the rest.
+        let shown = match (key, text.as_str()) {
+            ("database", "") => String::new(),
+            ("database", _) => "(not shown)".to_owned(),
+            _ => text,
+        };
         self.rows.push(Row {
             key: key.to_owned(),
-            value: text,
+            value: shown,
             source: source.clone(),
             verdict,
             note: note.to_owned(),
@@ -981,21 +987,13 @@ impl Values<'_> {
         (!text.is_empty()).then_some((text, source))
     }
 
+    /// `default` comes from the environment, where it need not be absolute; it is taken as it is.
     fn path(&mut self, key: &'static str, default: &str) -> PathBuf {
         let parse = |text: &str| {
             let path = PathBuf::from(text.trim());
-            path.is_absolute().then_some(path)
+            (path.is_absolute() || text == default).then_some(path)
         };
-        // $NIX_STATE_DIR may be anything; that is Nix's trouble, not a bug here.
-        if !Path::new(default).is_absolute() && self.written(key).is_none() {
-            return PathBuf::from(default);
-        }
-        let fallback = if Path::new(default).is_absolute() {
-            default
-        } else {
-            "/nix/var/nix/gcroots/hydra"
-        };
-        self.value(key, fallback, parse).0
+        self.value(key, default, parse).0
     }
 
     fn words(&mut self, key: &'static str) -> Vec<String> {

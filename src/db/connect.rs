@@ -761,7 +761,11 @@ fn parse_conninfo(text: &str) -> Result<Vec<(String, String)>, String> {
         }
         while chars.next_if(|c| c.is_whitespace()).is_some() {}
         if chars.next() != Some('=') {
-            return Err(format!("no `=` after `{key}`"));
+            // Anything unknown may be a piece of a password with blanks in it.
+            return Err(match KEYS.contains(&key.as_str()) {
+                true => format!("no `=` after `{key}`"),
+                false => "a word without `=`; put values with blanks in single quotes".to_owned(),
+            });
         }
         while chars.next_if(|c| c.is_whitespace()).is_some() {}
         let mut value = String::new();
@@ -832,7 +836,7 @@ fn parse_url(rest: &str) -> Result<Vec<(String, String)>, String> {
     for pair in query.split('&').filter(|p| !p.is_empty()) {
         let (key, value) = pair
             .split_once('=')
-            .ok_or_else(|| format!("no `=` in `{pair}`"))?;
+            .ok_or_else(|| "a parameter after `?` has no `=`".to_owned())?;
         push(&decode(key)?, value)?;
     }
     Ok(pairs)
