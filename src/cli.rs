@@ -12,7 +12,12 @@ use crate::admin::connect::StateArgs;
 /// hydrad serves Hydra's database, hydra.conf and machines file and builds on plain ssh builders.
 /// Start with `hydrad check`, which writes nothing, then `hydrad run`.
 #[derive(Parser, Debug)]
-#[command(name = "hydrad", version, max_term_width = 100, disable_help_subcommand = true)]
+#[command(
+    name = "hydrad",
+    version,
+    max_term_width = 100,
+    disable_help_subcommand = true
+)]
 pub struct Cli {
     /// Say more (twice: much more)
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
@@ -37,7 +42,6 @@ pub enum Command {
     Enqueue(admin::enqueue::EnqueueArgs),
     Status(admin::status::StatusArgs),
     Log(admin::log::LogArgs),
-    Simulate(admin::simulate::SimulateArgs),
 }
 
 /// Run all configured services in one process
@@ -86,7 +90,10 @@ pub struct CheckCommand {
 /// The arguments with the program's own name in front: `hydra-queue-runner` becomes `hydrad queue-runner`.
 pub fn arguments(args: impl IntoIterator<Item = std::ffi::OsString>) -> Vec<std::ffi::OsString> {
     let mut args: Vec<std::ffi::OsString> = args.into_iter().collect();
-    let name = args.first().map(PathBuf::from).and_then(|path| path.file_name().map(|name| name.to_owned()));
+    let name = args
+        .first()
+        .map(PathBuf::from)
+        .and_then(|path| path.file_name().map(|name| name.to_owned()));
     let service = match name.as_deref().and_then(|name| name.to_str()) {
         Some("hydra-queue-runner") => "queue-runner",
         Some("hydra-init") => "init",
@@ -109,7 +116,10 @@ mod tests {
     #[test]
     fn old_names_choose_their_service() {
         let args = |words: &[&str]| arguments(words.iter().map(|word| word.into()));
-        assert_eq!(args(&["/usr/bin/hydra-queue-runner", "-v"]), ["/usr/bin/hydra-queue-runner", "queue-runner", "-v"]);
+        assert_eq!(
+            args(&["/usr/bin/hydra-queue-runner", "-v"]),
+            ["/usr/bin/hydra-queue-runner", "queue-runner", "-v"]
+        );
         assert_eq!(args(&["hydrad", "run"]), ["hydrad", "run"]);
     }
 }

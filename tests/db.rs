@@ -519,11 +519,9 @@ fn the_pool_never_exceeds_its_cap() {
             scope.spawn(|| {
                 for _ in 0..10 {
                     let mut conn = pool.get(PATIENCE).unwrap();
-                    let count = conn
-                        .prepared("select count(*)::int from pg_stat_activity where application_name = 'capped'")
-                        .unwrap();
+                    let count = "select count(*)::int from pg_stat_activity where application_name = 'capped'";
                     let mut transaction = conn.transaction().unwrap();
-                    let n: i32 = transaction.query_one(&count, &[]).unwrap().get(0);
+                    let n: i32 = transaction.query(count, &[]).unwrap()[0].get(0);
                     transaction.commit().unwrap();
                     most.fetch_max(n as u32, Ordering::Relaxed);
                 }
