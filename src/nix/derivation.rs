@@ -196,8 +196,8 @@ impl Derivation {
         out
     }
 
-    /// How the outputs get their paths. `None` if they do not agree, which a parsed derivation
-    /// never has.
+    /// How the outputs get their paths. `None` if there are none or they do not agree, which is
+    /// so for no parsed derivation.
     pub fn kind(&self) -> Option<DrvKind> {
         let mut outputs = self.outputs.values().map(|o| {
             DrvKind::of_output(o.path.is_some(), o.hash_algo.as_bytes(), o.hash.as_bytes())

@@ -265,7 +265,8 @@ impl<R: Read, W: Write> ServeClient<R, W> {
 
     /// Adds a path to the server's store, which trusts us for its signatures. `nar` has to yield
     /// exactly `info.nar_size` bytes with `info.nar_hash`; if not, [`Error::Source`] says so.
-    /// The references have to be valid there already. Only for a path that the server has just
+    /// The references have to be valid there already. `info.ultimate` should be false: the other
+    /// store has not built it. Only for a path that the server has just
     /// called invalid: a valid one could be rewritten under its readers.
     pub fn add_to_store_nar(
         &mut self,

@@ -345,7 +345,8 @@ impl<R: Read, W: Write> WorkerClient<R, W> {
 
     /// Adds a path to the store. `nar` has to yield exactly `info.nar_size` bytes with
     /// `info.nar_hash`; if not, nothing is added, [`Error::Source`] says so and the connection
-    /// stays usable. The same goes for [`Error::Remote`], if the daemon refuses.
+    /// stays usable. The same goes for [`Error::Remote`], if the daemon refuses. `info.ultimate`
+    /// should be false: the daemon's store has not built it.
     pub fn add_to_store_nar(
         &mut self,
         info: &ValidPathInfo,
