@@ -69,7 +69,7 @@ impl Store {
             fs::create_dir_all(root.join(dir)).unwrap();
         }
         let settings = "build-users-group =\nsubstituters =\nsandbox = false\nmax-jobs = 2\n\
-                        experimental-features = nix-command\nsystem = x86_64-linux\n";
+                        experimental-features = nix-command ca-derivations\nsystem = x86_64-linux\n";
         fs::write(root.join("etc/nix.conf"), settings).unwrap();
         let dir = StoreDir(root.join("store").to_str().unwrap().to_owned());
         Store {
@@ -805,6 +805,27 @@ fn failures_leave_the_connection_usable() {
     assert!(client.usable());
     let result = build(&mut client, &store.drv("dep"), &[], &options);
     assert_eq!(result.status, ResultStatus::Built);
+}
+
+#[test]
+fn an_output_whose_path_comes_from_its_contents() {
+    let store = Store::new();
+    let (_peer, mut client) = store.serve();
+    let floating = store.drv("floating");
+    assert_eq!(floating.1.kind(), Some(DrvKind::FloatingCa));
+    let result = build(&mut client, &floating, &[], &BuildOptions::default());
+    assert_eq!(result.status, ResultStatus::Built);
+    let (name, base) = &result.built_outputs[0];
+    assert_eq!(name, "out");
+    let file = store.root.join("copy");
+    fs::write(&file, "floating\n").unwrap();
+    let nar_hash = sha256(&nar_of(&file));
+    let path = store_path::source_path(&store.dir, "floating", &nar_hash, &[]);
+    assert_eq!(store.dir.join(base), path);
+    let infos = client.query_path_infos(&[&path]).unwrap();
+    assert_eq!(infos[0].nar_hash, nar_hash);
+    let nix32 = hydrad::nix::hash::nix32_encode(&nar_hash);
+    assert_eq!(infos[0].ca, Some(format!("fixed:r:sha256:{nix32}")));
 }
 
 #[test]

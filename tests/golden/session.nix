@@ -23,5 +23,10 @@ in {
   fails = drv "fails" "echo trying; exit 3" { };
   slow = drv "slow" "echo slow; sleep 60" { };
   chatty = drv "chatty" "while :; do echo 0123456789012345678901234567890123456789; done" { };
+  floating = drv "floating" "echo floating > $out" {
+    __contentAddressed = true;
+    outputHashMode = "recursive";
+    outputHashAlgo = "sha256";
+  };
   elsewhere = drv "elsewhere" "exit 0" { system = "vax-vms"; };
 }
