@@ -928,6 +928,25 @@ fn embedded_in_a_closed_folder_opens_just_that_one() {
 }
 
 #[test]
+fn embedded_runs_as_the_owner_of_its_folder() {
+    let parent = state_dir();
+    let dir = parent.path().join("owned");
+    fs::create_dir(&dir).unwrap();
+    let nobody = os_user::by_name("nobody").unwrap();
+    if os_user::effective_uid() == 0 {
+        std::os::unix::fs::chown(&dir, Some(nobody.uid), Some(nobody.gid)).unwrap();
+    }
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
+    let embedded = Embedded::start(&dir).unwrap();
+    let owner = fs::metadata(&dir).unwrap().uid();
+    assert_eq!(fs::metadata(dir.join("postgres")).unwrap().uid(), owner);
+    let server = format!("/proc/{}", embedded.pid().unwrap());
+    assert_eq!(fs::metadata(server).unwrap().uid(), owner);
+    assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o777, 0o700);
+    embedded.stop().unwrap();
+}
+
+#[test]
 fn embedded_without_programs_says_what_to_install() {
     let dir = state_dir();
     let error = Embedded::start_with(dir.path(), &[])

@@ -716,6 +716,18 @@ fn repeated(document: &Document) -> Vec<String> {
     remarks
 }
 
+/// Something written in hydra.conf that the queue runner does not use.
+struct Foreign<'a> {
+    /// The key, or `<block>`.
+    what: String,
+    value: String,
+    at: &'a Origin,
+    /// `None` if nobody knows it.
+    role: Option<Role>,
+    /// A known name that resembles it.
+    nearest: Option<&'static str>,
+}
+
 /// Rows and errors for whatever the queue runner does not use.
 fn judge_the_rest(
     document: &Document,
@@ -738,58 +750,46 @@ fn judge_the_rest(
             }
             _ => "(not shown)".to_owned(),
         };
-        judge(
-            &a.key,
+        let foreign = Foreign {
+            what: a.key.clone(),
             value,
-            &last.at,
+            at: &last.at,
             role,
-            nearest_key(&a.key),
-            settings,
-            rows,
-            errors,
-        );
+            nearest: nearest_key(&a.key),
+        };
+        let (row, error) = judge(foreign, settings);
+        rows.push(row);
+        errors.extend(error);
     }
     for b in &document.root.blocks {
-        let role = BLOCKS.iter().find(|d| d.name == b.name).map(|d| d.role);
-        let name = format!("<{}>", b.name);
-        let nearest = BLOCKS
-            .iter()
-            .find(|d| d.name.eq_ignore_ascii_case(&b.name))
-            .map(|d| d.name);
-        judge(
-            &name,
-            "(block)".to_owned(),
-            &b.at,
-            role,
-            nearest,
-            settings,
-            rows,
-            errors,
-        );
+        let known = BLOCKS.iter().find(|d| d.name == b.name);
+        let alike = BLOCKS.iter().find(|d| d.name.eq_ignore_ascii_case(&b.name));
+        let foreign = Foreign {
+            what: format!("<{}>", b.name),
+            value: "(block)".to_owned(),
+            at: &b.at,
+            role: known.map(|d| d.role),
+            nearest: alike.map(|d| d.name),
+        };
+        let (row, error) = judge(foreign, settings);
+        rows.push(row);
+        errors.extend(error);
     }
 }
 
-#[allow(clippy::too_many_arguments)]
-fn judge(
-    what: &str,
-    value: String,
-    at: &Origin,
-    role: Option<Role>,
-    nearest: Option<&str>,
-    settings: &Settings,
-    rows: &mut Vec<Row>,
-    errors: &mut Vec<ConfigError>,
-) {
-    let source = Source::File(at.clone());
+fn judge(foreign: Foreign<'_>, settings: &Settings) -> (Row, Option<ConfigError>) {
+    let source = Source::File(foreign.at.clone());
+    let what = foreign.what;
     let bare = what.trim_start_matches('<').trim_end_matches('>');
     let ignored = settings
         .ignore_settings
         .iter()
-        .any(|i| i == what || i == bare);
-    let (verdict, note) = match role {
+        .any(|i| *i == what || i == bare);
+    let mut error = None;
+    let (verdict, note) = match foreign.role {
         None => {
-            let hint = match nearest {
-                Some(key) => format!("unknown to Hydra and hydrad; did you mean `{key}`?"),
+            let hint = match foreign.nearest {
+                Some(name) => format!("unknown to Hydra and hydrad; did you mean `{name}`?"),
                 None => "unknown to Hydra and hydrad".to_owned(),
             };
             (Verdict::Unknown, hint)
@@ -805,39 +805,35 @@ fn judge(
         ),
         Some(Role::WebServer) => (Verdict::Ignored, "used by the web server".to_owned()),
         Some(Role::Deprecated(advice)) => (Verdict::Deprecated, advice.to_owned()),
-        Some(Role::NotImplemented(service, why)) => {
-            if settings.services.contains(&service) {
-                errors.push(ConfigError::NotImplemented {
-                    at: source.clone(),
-                    what: what.to_owned(),
-                    why,
-                });
-                (Verdict::Unsupported, format!("not implemented: {why}"))
-            } else {
-                (
-                    Verdict::NotYetUsed,
-                    format!(
-                        "not implemented ({why}); leave Hydra's own {} running",
-                        service.hydra_program()
-                    ),
-                )
-            }
-        }
-        Some(Role::Fatal(text)) => {
-            errors.push(ConfigError::Refused {
+        Some(Role::NotImplemented(service, why)) if settings.services.contains(&service) => {
+            error = Some(ConfigError::NotImplemented {
                 at: source.clone(),
-                text,
+                what: what.clone(),
+                why,
             });
+            (Verdict::Unsupported, format!("not implemented: {why}"))
+        }
+        Some(Role::NotImplemented(service, why)) => (
+            Verdict::NotYetUsed,
+            format!(
+                "not implemented ({why}); leave Hydra's own {} running",
+                service.hydra_program()
+            ),
+        ),
+        Some(Role::Fatal(text)) => {
+            let at = source.clone();
+            error = Some(ConfigError::Refused { at, text });
             (Verdict::Unsupported, text.to_owned())
         }
     };
-    rows.push(Row {
-        key: what.to_owned(),
-        value,
+    let row = Row {
+        key: what,
+        value: foreign.value,
         source,
         verdict,
         note,
-    });
+    };
+    (row, error)
 }
 
 /// The known key that a misspelt one most likely stands for.

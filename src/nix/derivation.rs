@@ -196,8 +196,8 @@ impl Derivation {
         out
     }
 
-    /// How the outputs get their paths. `None` if they do not agree, which a parsed derivation
-    /// never has.
+    /// How the outputs get their paths. `None` if there are none or they do not agree, which is
+    /// so for no parsed derivation.
     pub fn kind(&self) -> Option<DrvKind> {
         let mut outputs = self.outputs.values().map(|o| {
             DrvKind::of_output(o.path.is_some(), o.hash_algo.as_bytes(), o.hash.as_bytes())
@@ -662,4 +662,271 @@ fn unescape(raw: &[u8]) -> Vec<u8> {
         });
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::{btree_map, btree_set, vec};
+    use proptest::prelude::*;
+
+    const OUT: &str = "/nix/store/zhgrfa5k4liyirk9in5n2f7lyal8scl7-x";
+
+    /// A derivation around the given lists, by default the smallest there is.
+    fn text(outputs: &str, inputs: &str, sources: &str, env: &str) -> String {
+        format!("Derive([{outputs}],[{inputs}],[{sources}],\"x86_64-linux\",\"/bin/sh\",[\"-c\"],[{env}])")
+    }
+
+    fn smallest() -> String {
+        text(&format!("(\"out\",\"{OUT}\",\"\",\"\")"), "", "", "")
+    }
+
+    fn with_env(env: &str) -> String {
+        text(&format!("(\"out\",\"{OUT}\",\"\",\"\")"), "", "", env)
+    }
+
+    /// Both readers have to refuse, or just the whole one.
+    fn refused(text: &str, why: &str, by_scan_too: bool) {
+        let error = Derivation::parse(text.as_bytes()).unwrap_err().to_string();
+        assert!(error.contains(why), "{text}: {error}");
+        assert_eq!(
+            DerivationFacts::scan(text.as_bytes()).is_err(),
+            by_scan_too,
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn what_nix_would_not_write() {
+        let output = |path: &str, algo: &str, hash: &str| {
+            text(
+                &format!("(\"out\",\"{path}\",\"{algo}\",\"{hash}\")"),
+                "",
+                "",
+                "",
+            )
+        };
+        Derivation::parse(smallest().as_bytes()).unwrap();
+        for (text, why) in [
+            (String::new(), "byte 0: expected 'Derive(', found the end"),
+            (smallest().replace("Derive", "derive"), "byte 0: expected"),
+            (smallest() + "\n", "bytes after the end"),
+            (smallest().replace(",[],[]", ",[], []"), "expected '['"),
+            (
+                smallest().replace("\"/bin/sh\"", "/bin/sh"),
+                "expected '\\\"'",
+            ),
+            (smallest().replace("[\"-c\"]", "[\"-c\",]"), "expected"),
+            (
+                smallest().replace("\"-c\"", "\"-c\\x\""),
+                "an unknown escape",
+            ),
+            (
+                smallest()[..smallest().len() - 15].to_owned(),
+                "a string without an end",
+            ),
+            (text("", "", "", ""), "no outputs"),
+            (output("", "", "abc"), "no known kind"),
+            (output(OUT, "sha256", ""), "no known kind"),
+            (output(OUT, "", "abc"), "no known kind"),
+            (output("out", "", ""), "absolute path"),
+            (
+                smallest().replace("\"out\"", "\"\""),
+                "an output without a name",
+            ),
+            (
+                text(
+                    &format!("(\"a\",\"{OUT}\",\"\",\"\"),(\"b\",\"\",\"\",\"\")"),
+                    "",
+                    "",
+                    "",
+                ),
+                "different kinds",
+            ),
+            (
+                text(&format!("(\"b\",\"{OUT}\",\"sha256\",\"00\")"), "", "", ""),
+                "not the only 'out'",
+            ),
+            (
+                "DrvWithVersion(\"xp-dyn-drv\",[]".to_owned(),
+                "dynamic derivation",
+            ),
+        ] {
+            refused(&text, why, true);
+        }
+        let one = format!("(\"out\",\"{OUT}\",\"\",\"\")");
+        refused(
+            &text(&format!("{one},{one}"), "", "", ""),
+            "the same output twice",
+            false,
+        );
+        refused(
+            &text(&one, "(\"/a\",[]),(\"/a\",[])", "", ""),
+            "derivation twice",
+            false,
+        );
+        refused(
+            &text(&one, "(\"/a\",[\"x\",\"x\"])", "", ""),
+            "output twice",
+            false,
+        );
+        refused(&text(&one, "", "\"/a\",\"/a\"", ""), "source twice", false);
+        refused(
+            &with_env("(\"a\",\"\"),(\"a\",\"\")"),
+            "variable twice",
+            false,
+        );
+    }
+
+    #[test]
+    fn features_from_the_environment() {
+        let facts = |env: &str| {
+            let text = with_env(env);
+            let facts = DerivationFacts::scan(text.as_bytes()).unwrap();
+            (facts.required_features, facts.prefer_local_build)
+        };
+        assert_eq!(facts(""), (vec![], false));
+        assert_eq!(
+            facts("(\"requiredSystemFeatures\",\" kvm\\tbig\\nkvm  \")"),
+            (vec!["big".to_owned(), "kvm".to_owned()], false)
+        );
+        assert_eq!(facts("(\"preferLocalBuild\",\"1\")"), (vec![], true));
+        assert_eq!(facts("(\"preferLocalBuild\",\"true\")"), (vec![], false));
+        assert_eq!(facts("(\"preferLocalBuild\",\"\")"), (vec![], false));
+    }
+
+    #[test]
+    fn features_from_structured_attributes() {
+        let scan = |json: &str| {
+            let env = format!(
+                "(\"__json\",\"{}\"),(\"requiredSystemFeatures\",\"ignored\")",
+                json.replace('"', "\\\"")
+            );
+            let text = with_env(&env);
+            DerivationFacts::scan(text.as_bytes())
+                .map(|facts| (facts.required_features, facts.prefer_local_build))
+                .map_err(|e| e.to_string())
+        };
+        assert_eq!(scan("{\"a\":1}"), Ok((vec![], false)));
+        assert_eq!(
+            scan("{\"requiredSystemFeatures\":[\"kvm\"],\"preferLocalBuild\":true}"),
+            Ok((vec!["kvm".to_owned()], true))
+        );
+        for (json, why) in [
+            ("{\"requiredSystemFeatures\":\"kvm\"}", "not a list"),
+            ("{\"requiredSystemFeatures\":[1]}", "not a list"),
+            ("{\"preferLocalBuild\":\"1\"}", "not a boolean"),
+            ("{\"preferLocalBuild\":", "'__json'"),
+            ("[\"preferLocalBuild\"]", "'__json'"),
+            (
+                &format!("{{\"preferLocalBuild\":{}", "[".repeat(100_000)),
+                "'__json'",
+            ),
+        ] {
+            let error = scan(json).unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
+    }
+
+    #[test]
+    fn size_is_bounded() {
+        let many = "\"\",".repeat(DRV_ELEMENTS_MAX + 1);
+        let text = smallest().replace("\"-c\"", many.trim_end_matches(','));
+        refused(&text, "more than 1000000 elements", true);
+        let large = vec![b' '; DRV_BYTES_MAX + 1];
+        let error = Derivation::parse(&large).unwrap_err().to_string();
+        assert!(error.contains("the limit is"), "{error}");
+    }
+
+    fn any_path() -> impl Strategy<Value = String> {
+        "/[ -~é\n]{0,12}"
+    }
+
+    fn any_outputs() -> impl Strategy<Value = BTreeMap<String, Output>> {
+        let kind = |path: bool, hash_algo: &'static str, hash: &'static str| {
+            btree_map("[a-z]{1,3}", any_path(), 1..4).prop_map(move |paths| {
+                let output = |p| Output {
+                    path: path.then_some(p),
+                    hash_algo: hash_algo.to_owned(),
+                    hash: hash.to_owned(),
+                };
+                paths.into_iter().map(|(n, p)| (n, output(p))).collect()
+            })
+        };
+        let fixed = any_path().prop_map(|path| {
+            let output = Output {
+                path: Some(path),
+                hash_algo: "r:sha256".to_owned(),
+                hash: "00ff".to_owned(),
+            };
+            BTreeMap::from([("out".to_owned(), output)])
+        });
+        prop_oneof![
+            kind(true, "", ""),
+            kind(false, "", ""),
+            kind(false, "sha256", ""),
+            kind(false, "sha256", "impure"),
+            fixed
+        ]
+    }
+
+    prop_compose! {
+        fn any_derivation()(
+            outputs in any_outputs(),
+            input_drvs in btree_map(any_path(), btree_set("[a-z]{1,3}", 0..3), 0..3),
+            input_srcs in btree_set(any_path(), 0..3),
+            platform: String,
+            builder: Vec<u8>,
+            args: Vec<Vec<u8>>,
+            env in btree_map(vec(any::<u8>(), 0..9), vec(any::<u8>(), 0..30), 0..5),
+        ) -> Derivation {
+            Derivation {
+                outputs,
+                input_drvs: input_drvs.into_iter().map(|(k, v)| (k, v.into_iter().collect())).collect(),
+                input_srcs: input_srcs.into_iter().collect(),
+                platform, builder, args, env,
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn round_trips(drv in any_derivation()) {
+            let text = drv.to_aterm();
+            prop_assert_eq!(&Derivation::parse(&text).unwrap(), &drv);
+            let facts = DerivationFacts::scan(&text).unwrap();
+            prop_assert_eq!(Some(facts.kind), drv.kind());
+            prop_assert_eq!(&facts.platform, &drv.platform);
+            let inputs: Vec<&str> = drv.input_drvs.keys().map(String::as_str).collect();
+            prop_assert_eq!(facts.input_drvs, inputs);
+            let outputs: Vec<_> = drv.outputs.iter().map(|(name, o)| (name.as_str(), o.path.as_deref())).collect();
+            let found: Vec<_> = facts.outputs.iter().map(|(name, path)| (name.as_ref(), path.as_deref())).collect();
+            prop_assert_eq!(found, outputs);
+        }
+
+        #[test]
+        fn any_bytes_are_answered(bytes: Vec<u8>) {
+            prop_assert!(Derivation::parse(&bytes).is_err());
+            prop_assert!(DerivationFacts::scan(&bytes).is_err());
+        }
+
+        // What both accept they read alike, and what is read is written the same.
+        #[test]
+        fn damaged_derivations_are_answered(
+            drv in any_derivation(), at: prop::sample::Index, byte: u8, cut: bool,
+        ) {
+            let mut text = drv.to_aterm();
+            let at = at.index(text.len());
+            if cut { text.truncate(at) } else { text[at] = byte }
+            let scanned = DerivationFacts::scan(&text);
+            if let Ok(parsed) = Derivation::parse(&text) {
+                prop_assert!(!cut);
+                prop_assert_eq!(parsed.clone(), Derivation::parse(&parsed.to_aterm()).unwrap());
+                if let Ok(facts) = scanned {
+                    prop_assert_eq!(Some(facts.kind), parsed.kind());
+                    prop_assert_eq!(&facts.platform, &parsed.platform);
+                }
+            }
+        }
+    }
 }

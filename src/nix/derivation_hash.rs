@@ -92,7 +92,12 @@ fn input_hashes(
         let input = load(&path)?;
         match input.kind() {
             Some(DrvKind::Fixed) => {
-                hashes.insert(path, fixed_hash(&input));
+                hashes.extend(
+                    input
+                        .outputs
+                        .values()
+                        .map(|o| (path.clone(), fixed_hash(o))),
+                );
                 stack.pop();
             }
             Some(DrvKind::InputAddressed) => {
@@ -107,12 +112,12 @@ fn input_hashes(
 }
 
 /// A fixed-output derivation counts by what it makes, however it is made.
-fn fixed_hash(drv: &Derivation) -> Sha256Hash {
+fn fixed_hash(output: &Output) -> Sha256Hash {
     let Output {
         path,
         hash_algo,
         hash,
-    } = &drv.outputs["out"];
+    } = output;
     let path = path.as_deref().unwrap_or("");
     sha256(format!("fixed:out:{hash_algo}:{hash}:{path}").as_bytes())
 }

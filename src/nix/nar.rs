@@ -696,3 +696,364 @@ impl Visitor for Restore {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::{btree_map, vec};
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    #[derive(Clone, Debug)]
+    enum Node {
+        File(Vec<u8>, bool),
+        Symlink(Vec<u8>),
+        Directory(BTreeMap<Vec<u8>, Node>),
+    }
+
+    /// Writes tokens by hand, right or wrong.
+    fn tokens(list: &[&[u8]]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        write_tokens(&mut bytes, list).unwrap();
+        bytes
+    }
+
+    fn nar_of(node: &Node) -> Vec<u8> {
+        fn write(out: &mut Vec<u8>, node: &Node) {
+            out.extend(tokens(&[b"(", b"type"]));
+            match node {
+                Node::File(contents, true) => out.extend(tokens(&[
+                    b"regular",
+                    b"executable",
+                    b"",
+                    b"contents",
+                    contents,
+                ])),
+                Node::File(contents, false) => {
+                    out.extend(tokens(&[b"regular", b"contents", contents]))
+                }
+                Node::Symlink(target) => out.extend(tokens(&[b"symlink", b"target", target])),
+                Node::Directory(entries) => {
+                    out.extend(tokens(&[b"directory"]));
+                    for (name, node) in entries {
+                        out.extend(tokens(&[b"entry", b"(", b"name", name, b"node"]));
+                        write(out, node);
+                        out.extend(tokens(&[b")"]));
+                    }
+                }
+            }
+            out.extend(tokens(&[b")"]));
+        }
+        let mut out = tokens(&[MAGIC]);
+        write(&mut out, node);
+        out
+    }
+
+    /// One line per member.
+    #[derive(Default, Clone, PartialEq, Eq, Debug)]
+    struct Transcript {
+        lines: Vec<String>,
+        missing: u64,
+    }
+
+    impl Visitor for Transcript {
+        fn directory(&mut self, path: &[u8]) -> Result<(), Error> {
+            self.lines.push(format!("{}/", path.escape_ascii()));
+            Ok(())
+        }
+        fn symlink(&mut self, path: &[u8], target: &[u8]) -> Result<(), Error> {
+            self.lines.push(format!(
+                "{} -> {}",
+                path.escape_ascii(),
+                target.escape_ascii()
+            ));
+            Ok(())
+        }
+        fn file(&mut self, path: &[u8], size: u64, executable: bool) -> Result<(), Error> {
+            let mark = if executable { "*" } else { "" };
+            self.lines
+                .push(format!("{}{mark} {size} ", path.escape_ascii()));
+            self.missing = size;
+            Ok(())
+        }
+        fn contents(&mut self, chunk: &[u8]) -> Result<(), Error> {
+            assert!(!chunk.is_empty());
+            self.missing -= chunk.len() as u64;
+            let line = self.lines.last_mut().unwrap();
+            line.push_str(&chunk.escape_ascii().to_string());
+            Ok(())
+        }
+        fn file_end(&mut self) -> Result<(), Error> {
+            assert_eq!(self.missing, 0);
+            Ok(())
+        }
+    }
+
+    fn transcript(nar: &[u8]) -> Result<Vec<String>, Error> {
+        let mut visitor = Transcript::default();
+        let digest = parse(nar, &mut visitor)?;
+        assert_eq!(digest.size, nar.len() as u64);
+        assert_eq!(digest.sha256, super::super::hash::sha256(nar));
+        Ok(visitor.lines)
+    }
+
+    fn refused(nar: &[u8], why: &str) {
+        let error = transcript(nar).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    }
+
+    fn entry(name: &[u8]) -> Vec<u8> {
+        let mut bytes = tokens(&[b"entry", b"(", b"name", name, b"node", b"(", b"type"]);
+        bytes.extend(tokens(&[b"regular", b"contents", b"", b")", b")"]));
+        bytes
+    }
+
+    fn directory(entries: &[&[u8]]) -> Vec<u8> {
+        let mut bytes = tokens(&[MAGIC, b"(", b"type", b"directory"]);
+        entries.iter().for_each(|name| bytes.extend(entry(name)));
+        bytes.extend(tokens(&[b")"]));
+        bytes
+    }
+
+    #[test]
+    fn one_file() {
+        let nar = nar_of(&Node::File(b"hi\n".to_vec(), false));
+        assert_eq!(nar.len(), 120);
+        assert_eq!(transcript(&nar).unwrap(), [" 3 hi\\n"]);
+    }
+
+    #[test]
+    fn entries_are_sorted_and_named_properly() {
+        assert_eq!(
+            transcript(&directory(&[b"A", b"a", b"a.b", b"\xff"])).unwrap(),
+            ["/", "A 0 ", "a 0 ", "a.b 0 ", "\\xff 0 "]
+        );
+        refused(&directory(&[b"b", b"a"]), "entry 'a' after 'b'");
+        refused(&directory(&[b"a", b"a"]), "entry 'a' after 'a'");
+        refused(&directory(&[b""]), "an empty name");
+        refused(&directory(&[b"."]), "a name with a meaning");
+        refused(&directory(&[b".."]), "a name with a meaning");
+        refused(&directory(&[b"a/b"]), "a name with a slash");
+        refused(&directory(&[b"a\0"]), "a name with a NUL");
+        refused(&directory(&[&[b'x'; 1025]]), "a token of 1025 bytes");
+    }
+
+    #[test]
+    fn the_grammar_is_strict() {
+        let start: &[&[u8]] = &[MAGIC, b"(", b"type"];
+        let nar = |rest: &[&[u8]]| tokens(&[start, rest].concat());
+        refused(&tokens(&[b"nix-archive-2"]), "expected 'nix-archive-1'");
+        refused(&nar(&[b"fifo"]), "a node of type 'fifo'");
+        refused(&nar(&[b"regular", b")"]), "expected 'contents', found ')'");
+        refused(&nar(&[b"regular", b"executable", b"x"]), "expected ''");
+        refused(&nar(&[b"symlink", b"contents"]), "expected 'target'");
+        refused(&nar(&[b"symlink", b"target", b""]), "a symlink to ''");
+        refused(&nar(&[b"symlink", b"target", b"a\0"]), "a symlink to");
+        refused(&nar(&[b"directory", b"type"]), "expected ')', found 'type'");
+        refused(&nar(&[b"regular", b"contents", b"x", b"("]), "expected ')'");
+        let mut padded = nar(&[b"regular", b"contents", b"x", b")"]);
+        let end = padded.len() - 16;
+        padded[end - 1] = 1;
+        refused(&padded, "padding that is not zero");
+        let mut padded = tokens(&[MAGIC]);
+        padded[23] = 1;
+        refused(&padded, "byte 8: padding");
+        let mut huge = nar(&[b"regular", b"contents"]);
+        huge.extend(u64::MAX.to_le_bytes());
+        refused(&huge, "a file of 18446744073709551615 bytes");
+    }
+
+    #[test]
+    fn depth_is_bounded() {
+        let nested = |depth: usize| {
+            let mut nar = tokens(&[MAGIC]);
+            for _ in 0..depth {
+                nar.extend(tokens(&[b"(", b"type", b"directory"]));
+                nar.extend(tokens(&[b"entry", b"(", b"name", b"d", b"node"]));
+            }
+            nar.extend(tokens(&[b"(", b"type", b"symlink", b"target", b"t", b")"]));
+            (0..depth).for_each(|_| nar.extend(tokens(&[b")", b")"])));
+            nar
+        };
+        assert_eq!(transcript(&nested(DEPTH_MAX)).unwrap().len(), DEPTH_MAX + 1);
+        refused(&nested(DEPTH_MAX + 1), "directories more than 4096 deep");
+        let long = |depth: usize| {
+            let mut nar = tokens(&[MAGIC]);
+            for _ in 0..depth {
+                nar.extend(tokens(&[b"(", b"type", b"directory"]));
+                nar.extend(tokens(&[b"entry", b"(", b"name", &[b'd'; 1000], b"node"]));
+            }
+            nar
+        };
+        refused(&long(100), "a path longer than 65536 bytes");
+    }
+
+    #[test]
+    fn the_reader_stops_at_the_end() {
+        let mut stream = nar_of(&Node::File(b"x".to_vec(), true));
+        let len = stream.len();
+        stream.extend_from_slice(b"what follows");
+        let mut rest = stream.as_slice();
+        let mut copy = Vec::new();
+        NarReader::new(&mut rest, ())
+            .read_to_end(&mut copy)
+            .unwrap();
+        assert_eq!(
+            (copy.as_slice(), rest),
+            (&stream[..len], &b"what follows"[..])
+        );
+        // Cut short anywhere, it is an unexpected end and nothing else.
+        for end in 0..len {
+            let error = parse(&stream[..end], &mut ()).unwrap_err();
+            assert!(
+                matches!(&error, Error::Io(e) if e.kind() == io::ErrorKind::UnexpectedEof),
+                "{end}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_malformed_nar_stays_so() {
+        let nar = directory(&[b"b", b"a"]);
+        let mut reader = NarReader::new(nar.as_slice(), ());
+        let error = io::copy(&mut reader, &mut io::sink()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        assert!(matches!(Error::from_io(error), Error::Nar { .. }));
+        assert!(reader.read(&mut [0; 8]).is_err());
+    }
+
+    #[test]
+    fn restoring_what_was_dumped() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = Node::Directory(BTreeMap::from([
+            (b"a".to_vec(), Node::File(b"text".to_vec(), true)),
+            (b"a.b".to_vec(), Node::File(vec![], false)),
+            (
+                b"dir".to_vec(),
+                Node::Directory(BTreeMap::from([(
+                    b"\xff\n".to_vec(),
+                    Node::Symlink(b"../../etc".to_vec()),
+                )])),
+            ),
+            (b"empty".to_vec(), Node::Directory(BTreeMap::new())),
+            (
+                b"large".to_vec(),
+                Node::File(vec![7; 3 * CHUNK_BYTES + 1], false),
+            ),
+        ]));
+        let nar = nar_of(&tree);
+        let target = dir.path().join("restored");
+        let digest = restore(nar.as_slice(), &target).unwrap();
+        let mut again = HashingWriter::new(Vec::new());
+        dump_path(&target, &mut again).unwrap();
+        let (again, sha256, size) = again.finish();
+        assert_eq!(again, nar);
+        assert_eq!((sha256, size), (digest.sha256, digest.size));
+        // It never writes over anything.
+        let error = restore(nar.as_slice(), &target).unwrap_err();
+        assert!(matches!(error, Error::File { .. }));
+    }
+
+    #[test]
+    fn what_cannot_be_dumped() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let error = dump_path(dir.path(), &mut io::sink()).unwrap_err();
+        assert!(matches!(error, Error::File { path, .. } if path == socket));
+        let error = dump_path(&dir.path().join("missing"), &mut io::sink()).unwrap_err();
+        assert!(error.to_string().contains("missing"));
+    }
+
+    fn any_name() -> impl Strategy<Value = Vec<u8>> {
+        vec(any::<u8>(), 1..6).prop_map(|name| {
+            let mut name: Vec<u8> = name
+                .into_iter()
+                .map(|byte| {
+                    if byte == b'/' || byte == 0 {
+                        b'_'
+                    } else {
+                        byte
+                    }
+                })
+                .collect();
+            if name.iter().all(|&byte| byte == b'.') {
+                name.push(b'x');
+            }
+            name
+        })
+    }
+
+    fn any_node() -> impl Strategy<Value = Node> {
+        let leaf = prop_oneof![
+            (vec(any::<u8>(), 0..40), any::<bool>()).prop_map(|(c, x)| Node::File(c, x)),
+            any_name().prop_map(Node::Symlink),
+        ];
+        leaf.prop_recursive(4, 20, 4, |node| {
+            btree_map(any_name(), node, 0..4).prop_map(Node::Directory)
+        })
+    }
+
+    /// Feeds in pieces whose lengths repeat.
+    fn fed(nar: &[u8], pieces: &[usize]) -> Result<(Transcript, usize), Error> {
+        let mut parser = Parser::new();
+        let mut visitor = Transcript::default();
+        let mut used = 0;
+        for len in pieces.iter().cycle() {
+            let piece = &nar[used..(used + len).min(nar.len())];
+            let n = parser.feed(piece, &mut visitor)?;
+            used += n;
+            if n < piece.len() || used == nar.len() || parser.finished() {
+                break;
+            }
+        }
+        assert_eq!(parser.finished(), used == nar.len());
+        Ok((visitor, used))
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_of_any_size(node in any_node(), pieces in vec(1usize..30, 1..5)) {
+            let nar = nar_of(&node);
+            let whole = transcript(&nar).unwrap();
+            let (visitor, used) = fed(&nar, &pieces).unwrap();
+            prop_assert_eq!(used, nar.len());
+            prop_assert_eq!(visitor.lines, whole);
+        }
+
+        #[test]
+        fn disk_and_back(node in any_node()) {
+            let nar = nar_of(&node);
+            let dir = tempfile::tempdir().unwrap();
+            let target = dir.path().join("x");
+            restore(nar.as_slice(), &target).unwrap();
+            let mut again = Vec::new();
+            dump_path(&target, &mut again).unwrap();
+            prop_assert_eq!(again, nar);
+        }
+
+        #[test]
+        fn any_bytes_are_answered(bytes: Vec<u8>) {
+            prop_assert!(parse(bytes.as_slice(), &mut ()).is_err());
+        }
+
+        // A damaged NAR is refused, or is another canonical one: it restores and dumps alike.
+        #[test]
+        fn damaged_nars_are_answered(node in any_node(), at: prop::sample::Index, byte: u8) {
+            let mut nar = nar_of(&node);
+            let at = at.index(nar.len());
+            nar[at] = byte;
+            let mut visitor = Transcript::default();
+            let mut rest = nar.as_slice();
+            if parse(&mut rest, &mut visitor).is_ok() {
+                let used = nar.len() - rest.len();
+                let dir = tempfile::tempdir().unwrap();
+                let target = dir.path().join("x");
+                restore(&nar[..used], &target).unwrap();
+                let mut again = Vec::new();
+                dump_path(&target, &mut again).unwrap();
+                prop_assert_eq!(&again, &nar[..used]);
+            }
+        }
+    }
+}

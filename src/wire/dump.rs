@@ -2,24 +2,33 @@
 //!
 //! Knows only where it ends. The members go to a visitor, the bytes to whoever reads.
 
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufReader, Chain, Cursor, Read};
 
 use super::Error;
 use crate::nix::nar::{NarDigest, NarReader, Visitor};
+
+/// What has been read of the NAR already, and the connection.
+type Stream<'c, R> = Chain<Cursor<Vec<u8>>, &'c mut BufReader<R>>;
 
 /// Reads exactly one NAR from a connection. The connection is usable again after
 /// [`Dump::finish`]; dropped before that, it is out of step for good.
 ///
 /// While reading, a malformed NAR is an `io::Error` around a `nix::Error`.
 pub struct Dump<'c, R: Read, V: Visitor> {
-    nar: NarReader<&'c mut BufReader<R>, V>,
+    nar: NarReader<Stream<'c, R>, V>,
     in_step: &'c mut bool,
 }
 
 impl<'c, R: Read, V: Visitor> Dump<'c, R, V> {
-    pub(crate) fn new(reader: &'c mut BufReader<R>, visitor: V, in_step: &'c mut bool) -> Self {
+    /// `head` is the beginning of the NAR as far as it has been read.
+    pub(crate) fn new(
+        head: Vec<u8>,
+        reader: &'c mut BufReader<R>,
+        visitor: V,
+        in_step: &'c mut bool,
+    ) -> Self {
         Dump {
-            nar: NarReader::new(reader, visitor),
+            nar: NarReader::new(Cursor::new(head).chain(reader), visitor),
             in_step,
         }
     }

@@ -367,6 +367,18 @@ mod tests {
     }
 
     #[test]
+    fn a_reply_has_a_bound_of_its_own() {
+        let bytes = written(|w| w.strings(&["12345678"; 10]));
+        let mut r = reader(&bytes);
+        r.budget = 9 * (8 + WORD_COST_BYTES);
+        assert!(refusal(r.words("paths", 10)).contains("a reply of at most"));
+        let mut r = reader(&bytes);
+        r.budget = 0;
+        r.begin_reply();
+        assert_eq!(r.words("paths", 10).unwrap().len(), 10);
+    }
+
+    #[test]
     fn padding_is_zero() {
         let bytes = b"\x03\0\0\0\0\0\0\0abc\0\0\x01\0\0";
         assert!(refusal(reader(bytes).word("a name")).contains("zero padding"));

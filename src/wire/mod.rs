@@ -36,7 +36,7 @@ pub enum Error {
     Remote(String),
     /// What the caller gave could not be read, or is not what the caller said it is.
     #[error("cannot read the NAR to be sent: {0}")]
-    Source(#[source] io::Error),
+    Source(io::Error),
     /// A malformed NAR, path or hash, or a visitor that refused one.
     #[error(transparent)]
     Nix(crate::nix::Error),

@@ -190,12 +190,7 @@ impl<R: Read, W: Write> ServeClient<R, W> {
             c.writer.bool(lock)?;
             c.writer.bool(substitute)?;
             c.send_paths(paths)?;
-            let mut asked: HashSet<&str> = paths.iter().map(AsRef::as_ref).collect();
-            let valid = c.reader.words("valid paths", asked.len())?;
-            for path in &valid {
-                take_asked(&mut asked, path)?;
-            }
-            Ok(valid)
+            read_some_of(&mut c.reader, paths)
         })
     }
 
@@ -246,6 +241,7 @@ impl<R: Read, W: Write> ServeClient<R, W> {
         self.writer.string(path)?;
         self.writer.flush()?;
         Ok(Dump::new(
+            Vec::new(),
             self.reader.as_buf_read(),
             visitor,
             &mut self.in_step,
@@ -269,7 +265,8 @@ impl<R: Read, W: Write> ServeClient<R, W> {
 
     /// Adds a path to the server's store, which trusts us for its signatures. `nar` has to yield
     /// exactly `info.nar_size` bytes with `info.nar_hash`; if not, [`Error::Source`] says so.
-    /// The references have to be valid there already. Only for a path that the server has just
+    /// The references have to be valid there already. `info.ultimate` should be false: the other
+    /// store has not built it. Only for a path that the server has just
     /// called invalid: a valid one could be rewritten under its readers.
     pub fn add_to_store_nar(
         &mut self,
@@ -481,6 +478,19 @@ pub(crate) fn empty_nar(info: &ValidPathInfo) -> Error {
     ))
 }
 
+/// Reads a set of paths, all of which were asked for.
+pub(crate) fn read_some_of<R: Read, T: AsRef<str>>(
+    r: &mut Reader<R>,
+    paths: &[T],
+) -> Result<Vec<String>, Error> {
+    let mut asked: HashSet<&str> = paths.iter().map(AsRef::as_ref).collect();
+    let valid = r.words("valid paths", asked.len())?;
+    for path in &valid {
+        take_asked(&mut asked, path)?;
+    }
+    Ok(valid)
+}
+
 fn take_asked(asked: &mut HashSet<&str>, path: &str) -> Result<(), Error> {
     match asked.remove(path) {
         true => Ok(()),
@@ -502,4 +512,313 @@ pub(crate) fn check_siblings<'p>(
         store_path::check_store_path(&store_dir, other)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nix::hash::sha256;
+    use crate::wire::ResultStatus;
+    use proptest::prelude::*;
+
+    const A: &str = "/nix/store/0a000000000000000000000000000000-a";
+    const B: &str = "/nix/store/0b000000000000000000000000000000-b";
+    const HASH: &str = "sha256:1b8m03r63zqhnjf7l5wnldhh7c134ap5vpj0850ymkq1iyzicy5s";
+
+    /// What a server sends.
+    #[derive(Default)]
+    struct Reply(Vec<u8>);
+
+    impl Reply {
+        fn greeting(version: u64) -> Reply {
+            Reply::default().n(SERVER_MAGIC).n(version)
+        }
+        fn n(mut self, n: u64) -> Reply {
+            self.0.extend(n.to_le_bytes());
+            self
+        }
+        fn s(mut self, text: &str) -> Reply {
+            let mut writer = Writer::new(&mut self.0);
+            writer.string(text).unwrap();
+            writer.flush().unwrap();
+            drop(writer);
+            self
+        }
+        fn strings(self, texts: &[&str]) -> Reply {
+            let reply = self.n(texts.len() as u64);
+            texts.iter().fold(reply, |reply, text| reply.s(text))
+        }
+        fn info(self, path: &str) -> Reply {
+            let reply = self.s(path).s("").strings(&[B]).n(0).n(120);
+            reply.s(HASH).s("").strings(&[])
+        }
+        fn client(self) -> ServeClient<std::io::Cursor<Vec<u8>>, Vec<u8>> {
+            ServeClient::handshake(std::io::Cursor::new(self.0), Vec::new()).unwrap()
+        }
+    }
+
+    fn greeting_error(bytes: &[u8]) -> String {
+        ServeClient::handshake(bytes, Vec::new())
+            .err()
+            .unwrap()
+            .to_string()
+    }
+
+    #[test]
+    fn greetings() {
+        for version in [0x205, 0x206, 0x207, 0x208, 0x2ff] {
+            let client = Reply::greeting(version).client();
+            assert_eq!(client.server_version(), version);
+            assert!(client.usable());
+        }
+        for version in [0x204, 0x107, 0x300, 0x10207, 0] {
+            let error = greeting_error(&Reply::greeting(version).0);
+            assert!(error.contains("need 2.5 or a later 2.x"), "{error}");
+        }
+        let error = greeting_error(b"Welcome to build-7!\n\x1b[1mNo logins.\n");
+        assert_eq!(
+            error,
+            "expected the greeting of 'nix-store --serve', got \
+             'Welcome to build-7!\\n\\x1b[1mNo logins.\\n'"
+        );
+        let error = greeting_error(b"short");
+        assert!(error.contains("got 'short'"), "{error}");
+        let error = ServeClient::handshake(&b""[..], Vec::new()).err().unwrap();
+        assert!(error.is_eof(), "{error}");
+        let long = greeting_error(&[b'x'; 5000]);
+        assert!(long.len() < 300, "{long}");
+    }
+
+    #[test]
+    fn only_paths_that_were_asked_for() {
+        let reply = Reply::greeting(0x207).strings(&[A, A]);
+        let mut client = reply.client();
+        let error = client.query_valid_paths(&[A, B], false, false).unwrap_err();
+        assert!(error.to_string().contains("a path that was asked for"));
+        assert!(!client.usable());
+        assert!(matches!(
+            client.query_valid_paths(&[A], false, false),
+            Err(Error::Unusable)
+        ));
+
+        let mut client = Reply::greeting(0x207).strings(&[A, B, A]).client();
+        let error = client.query_valid_paths(&[A, B], false, false).unwrap_err();
+        assert!(error.to_string().contains("at most 2 valid paths"));
+
+        let mut client = Reply::greeting(0x207).info(A).info(B).s("").client();
+        let error = client.query_path_infos(&[A]).unwrap_err();
+        assert!(error.to_string().contains("a path that was asked for"));
+    }
+
+    #[test]
+    fn path_infos() {
+        let mut client = Reply::greeting(0x207).info(A).s("").client();
+        let infos = client.query_path_infos(&[B, A]).unwrap();
+        assert_eq!(infos.len(), 1);
+        assert_eq!(infos[0].references, [B]);
+        assert_eq!(infos[0].nar_hash, sha256(b"abc"));
+        assert_eq!((infos[0].nar_size, &infos[0].deriver), (120, &None));
+        assert!(client.usable());
+        // References lie in the same store.
+        let outside = Reply::greeting(0x207).s(A).s("/etc/passwd").strings(&[]);
+        let error = outside.client().query_path_infos(&[A]).unwrap_err();
+        assert!(error
+            .to_string()
+            .contains("'/etc/passwd' is not a store path"));
+        let outside = Reply::greeting(0x207).s(A).s("").strings(&["/gnu/store/x"]);
+        assert!(outside.client().query_path_infos(&[A]).is_err());
+    }
+
+    fn build(reply: Reply) -> Result<BuildResult, Error> {
+        let mut client = reply.client();
+        let options = BuildOptions::default();
+        client.build_derivation_start(A, &Derivation::default(), &[B], &options)?;
+        assert!(!client.usable());
+        client.build_derivation_finish()
+    }
+
+    #[test]
+    fn build_results_by_version() {
+        let result = |version| {
+            Reply::greeting(version)
+                .n(3)
+                .s("no\x1b[0m")
+                .n(1)
+                .n(0)
+                .n(5)
+                .n(6)
+        };
+        let old = build(result(0x205)).unwrap();
+        assert_eq!(old.status, ResultStatus::PermanentFailure);
+        assert_eq!((old.message.as_str(), old.times_built), ("no", 1));
+        assert_eq!((old.start, old.stop), (5, 6));
+        assert!(build(result(0x206)).unwrap_err().is_eof());
+
+        let realisation = format!("{{\"outPath\":\"{}\"}}", store_path::base_name(A));
+        let outputs = |id: &str, json: &str| build(result(0x208).n(1).s(id).s(json));
+        let new = outputs("sha256:00!dev", &realisation).unwrap();
+        let expected = ("dev".to_owned(), store_path::base_name(A).to_owned());
+        assert_eq!(new.built_outputs, [expected]);
+        assert!(outputs("sha256:00", &realisation).is_err());
+        assert!(outputs("sha256:00!", &realisation).is_err());
+        assert!(outputs("sha256:00!out", "{}").is_err());
+        assert!(outputs("sha256:00!out", "[").is_err());
+        assert!(outputs("sha256:00!out", "{\"outPath\":\"../x\"}").is_err());
+        assert!(outputs("sha256:00!out", &"[".repeat(60_000)).is_err());
+    }
+
+    #[test]
+    fn requests_by_version() {
+        let sent = |version| {
+            let mut client = Reply::greeting(version).client();
+            let options = BuildOptions {
+                keep_failed: true,
+                ..BuildOptions::default()
+            };
+            let drv = Derivation::default();
+            client
+                .build_derivation_start(A, &drv, &[B], &options)
+                .unwrap();
+            client.get_mut().1.len()
+        };
+        // keepFailed came with 2.7.
+        assert_eq!(sent(0x206) + 8, sent(0x207));
+        assert_eq!(sent(0x207), sent(0x208));
+    }
+
+    #[test]
+    fn one_request_at_a_time() {
+        let mut client = Reply::greeting(0x207).client();
+        assert!(matches!(
+            client.build_derivation_finish(),
+            Err(Error::Unusable)
+        ));
+        assert!(client.usable());
+        let options = BuildOptions::default();
+        let drv = Derivation::default();
+        client
+            .build_derivation_start(A, &drv, &[B], &options)
+            .unwrap();
+        let again = client.build_derivation_start(A, &drv, &[B], &options);
+        assert!(matches!(again, Err(Error::Unusable)));
+    }
+
+    #[test]
+    fn inputs_are_merged_with_sources() {
+        let mut client = Reply::greeting(0x207).client();
+        let drv = Derivation {
+            input_srcs: vec![A.to_owned(), B.to_owned()],
+            ..Derivation::default()
+        };
+        let options = BuildOptions::default();
+        client
+            .build_derivation_start(A, &drv, &[B, A], &options)
+            .unwrap();
+        let expected = Reply::default()
+            .n(CLIENT_MAGIC)
+            .n(VERSION)
+            .n(BUILD_DERIVATION)
+            .s(A)
+            .n(0);
+        let expected = expected
+            .strings(&[A, B])
+            .s("")
+            .s("")
+            .n(0)
+            .n(0)
+            .n(0)
+            .n(0)
+            .n(0)
+            .n(0);
+        assert_eq!(*client.get_mut().1, expected.n(0).n(0).0);
+    }
+
+    fn info(contents: &[u8]) -> ValidPathInfo {
+        ValidPathInfo {
+            path: A.to_owned(),
+            nar_hash: sha256(contents),
+            nar_size: contents.len() as u64,
+            ..ValidPathInfo::default()
+        }
+    }
+
+    #[test]
+    fn a_nar_is_what_was_announced() {
+        let add = |info: &ValidPathInfo, mut nar: &[u8]| {
+            let mut client = Reply::greeting(0x207).n(1).client();
+            let result = client.add_to_store_nar(info, &mut nar);
+            result.map_err(|e| (e.to_string(), client.usable()))
+        };
+        let check = |nar: &[u8], why: &str| {
+            let (error, usable) = add(&info(b"abcd"), nar).unwrap_err();
+            assert!(error.contains(why) && !usable, "{error}");
+        };
+        assert_eq!(add(&info(b"abcd"), b"abcd"), Ok(()));
+        check(b"abc", "has 3 bytes, not 4");
+        check(b"abcde", "has more than 4 bytes");
+        check(b"abce", "has the hash");
+        // This one is noticed before anything is sent.
+        let (error, usable) = add(&info(b""), b"").unwrap_err();
+        assert!(error.contains("cannot be empty") && usable, "{error}");
+    }
+
+    #[test]
+    fn a_dump_ends_where_the_nar_ends() {
+        let mut nar = Vec::new();
+        let dir = tempfile::tempdir().unwrap();
+        crate::nix::nar::dump_path(dir.path(), &mut nar).unwrap();
+        let mut reply = Reply::greeting(0x207);
+        reply.0.extend_from_slice(&nar);
+        let mut client = reply.strings(&[A]).client();
+        let mut dump = client.dump_store_path(B, ()).unwrap();
+        let mut copy = Vec::new();
+        dump.read_to_end(&mut copy).unwrap();
+        assert_eq!(copy, nar);
+        assert_eq!(dump.finish().unwrap().sha256, sha256(&nar));
+        assert_eq!(client.query_valid_paths(&[A], true, false).unwrap(), [A]);
+        // Dropped before its end it leaves the connection out of step.
+        let mut reply = Reply::greeting(0x207);
+        reply.0.extend_from_slice(&nar);
+        let mut client = reply.client();
+        drop(client.dump_store_path(B, ()).unwrap());
+        assert!(!client.usable());
+    }
+
+    proptest! {
+        #[test]
+        fn any_server_is_answered(bytes: Vec<u8>, words in prop::collection::vec(0u64..4, 0..40)) {
+            let words: Vec<u8> = words.iter().flat_map(|n| n.to_le_bytes()).collect();
+            let _ = ServeClient::handshake(bytes.as_slice(), Vec::new());
+            for bytes in [bytes, words] {
+                let client = || {
+                    let mut reply = Reply::greeting(0x207);
+                    reply.0.extend_from_slice(&bytes);
+                    reply.client()
+                };
+                let drv = Derivation::default();
+                let _ = client().query_valid_paths(&[A], false, false);
+                let _ = client().query_path_infos(&[A]);
+                let _ = client().query_closure(&[A], false);
+                let _ = client().add_to_store_nar(&info(b"abc"), &mut &b"abc"[..]);
+                prop_assert!(client().dump_store_path(A, ()).unwrap().finish().is_err());
+                let mut client = client();
+                client.build_derivation_start(A, &drv, &[B], &BuildOptions::default()).unwrap();
+                let _ = client.build_derivation_finish();
+            }
+        }
+
+        // A good conversation, damaged in one byte.
+        #[test]
+        fn damaged_replies_are_answered(at: prop::sample::Index, byte: u8) {
+            let mut reply = Reply::greeting(0x207).info(A).s("").strings(&[A]).0;
+            let at = 16 + at.index(reply.len() - 16);
+            reply[at] = byte;
+            let mut client = Reply(reply).client();
+            if client.query_path_infos(&[A]).is_ok() {
+                let _ = client.query_valid_paths(&[A], false, false);
+            } else {
+                prop_assert!(!client.usable());
+            }
+        }
+    }
 }

@@ -15,7 +15,7 @@ use std::io::{self, Read, Write};
 use super::build_result::BuildResult;
 use super::dump::Dump;
 use super::frame::{self, Reader, Writer};
-use super::serve::{check_siblings, copy_nar, empty_nar, expect_magic};
+use super::serve::{check_siblings, copy_nar, empty_nar, expect_magic, read_some_of};
 use super::{version_text, Error};
 use crate::nix::hash::{hex_encode, parse_sha256};
 use crate::nix::nar::Visitor;
@@ -265,7 +265,7 @@ impl<R: Read, W: Write> WorkerClient<R, W> {
                 write_paths(w, paths)?;
                 w.bool(substitute)
             },
-            |r| r.words("valid paths", paths.len()),
+            |r| read_some_of(r, paths),
         )
     }
 
@@ -345,7 +345,8 @@ impl<R: Read, W: Write> WorkerClient<R, W> {
 
     /// Adds a path to the store. `nar` has to yield exactly `info.nar_size` bytes with
     /// `info.nar_hash`; if not, nothing is added, [`Error::Source`] says so and the connection
-    /// stays usable. The same goes for [`Error::Remote`], if the daemon refuses.
+    /// stays usable. The same goes for [`Error::Remote`], if the daemon refuses. `info.ultimate`
+    /// should be false: the daemon's store has not built it.
     pub fn add_to_store_nar(
         &mut self,
         info: &ValidPathInfo,
@@ -392,7 +393,8 @@ impl<R: Read, W: Write> WorkerClient<R, W> {
         }
     }
 
-    /// The NAR of a valid path.
+    /// The NAR of a valid path. A path that is not valid is an [`Error::Remote`], and the end of
+    /// the connection.
     pub fn nar_from_path<V: Visitor>(
         &mut self,
         path: &str,
@@ -406,7 +408,21 @@ impl<R: Read, W: Write> WorkerClient<R, W> {
             |_| Ok(()),
         )?;
         self.in_step = false;
+        // The daemon looks for the path only after it has said that all is well. Then an error
+        // comes where the NAR should be, or (Nix 2.8) where its first node should be; and comes
+        // again, since there is no place for it.
+        let mut head = Vec::new();
+        for words in [1, 3] {
+            for _ in 0..words {
+                let word = self.reader.u64()?;
+                head.extend(word.to_le_bytes());
+            }
+            if head.ends_with(&LOG_ERROR.to_le_bytes()) {
+                return Err(Error::Remote(self.remote_error()?));
+            }
+        }
         Ok(Dump::new(
+            head,
             self.reader.as_buf_read(),
             visitor,
             &mut self.in_step,
@@ -628,4 +644,247 @@ fn expect_one<R: Read>(r: &mut Reader<R>, what: &str) -> Result<(), Error> {
 fn write_paths<W: Write, T: AsRef<str>>(w: &mut Writer<W>, paths: &[T]) -> Result<(), Error> {
     w.u64(paths.len() as u64)?;
     paths.iter().try_for_each(|path| w.string(path.as_ref()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nix::hash::sha256;
+    use crate::wire::ResultStatus;
+    use proptest::prelude::*;
+    use std::sync::{Arc, Mutex};
+
+    const A: &str = "/nix/store/0a000000000000000000000000000000-a";
+    const B: &str = "/nix/store/0b000000000000000000000000000000-b";
+
+    /// What a daemon sends.
+    #[derive(Default)]
+    struct Reply(Vec<u8>);
+
+    impl Reply {
+        fn greeting(version: u64) -> Reply {
+            let reply = Reply::default().n(SERVER_MAGIC).n(version);
+            match version & 0xff {
+                33.. => reply.s("2.8.0").n(LOG_LAST),
+                _ => reply.n(LOG_LAST),
+            }
+        }
+        fn n(mut self, n: u64) -> Reply {
+            self.0.extend(n.to_le_bytes());
+            self
+        }
+        fn s(mut self, text: &str) -> Reply {
+            let mut writer = Writer::new(&mut self.0);
+            writer.string(text).unwrap();
+            writer.flush().unwrap();
+            drop(writer);
+            self
+        }
+        fn error(self, message: &str) -> Reply {
+            let reply = self.n(LOG_ERROR).s("Error").n(0).s("Error").s(message).n(0);
+            reply.n(1).n(0).s("while trying")
+        }
+        fn client(self) -> WorkerClient<std::io::Cursor<Vec<u8>>, Vec<u8>> {
+            WorkerClient::handshake(std::io::Cursor::new(self.0), Vec::new()).unwrap()
+        }
+    }
+
+    #[test]
+    fn greetings() {
+        assert_eq!(Reply::greeting(0x126).client().nix_version(), Some("2.8.0"));
+        assert_eq!(Reply::greeting(0x11b).client().nix_version(), None);
+        let refusal = |reply: Reply| {
+            WorkerClient::handshake(reply.0.as_slice(), Vec::new())
+                .err()
+                .unwrap()
+                .to_string()
+        };
+        for version in [0x11a, 0x222, 0] {
+            let error = refusal(Reply::greeting(version));
+            assert!(error.contains("need 1.27 or a later 1.x"), "{error}");
+        }
+        let error = refusal(Reply(b"HTTP/1.1 400 Bad Request".to_vec()));
+        assert!(error.contains("got 'HTTP/1.1 400 Bad Request'"), "{error}");
+        // A daemon may refuse right in the greeting.
+        let busy = Reply::default()
+            .n(SERVER_MAGIC)
+            .n(0x122)
+            .s("2.8.0")
+            .error("too busy");
+        assert_eq!(refusal(busy), "too busy");
+    }
+
+    #[test]
+    fn an_error_and_a_daemon_that_still_answers() {
+        let reply = Reply::greeting(0x122)
+            .error("\x1b[31mno\x1b[0m such path")
+            .n(LOG_LAST)
+            .n(0);
+        let mut client = reply.n(LOG_LAST).n(1).client();
+        let error = client.ensure_path(A).unwrap_err();
+        assert!(matches!(&error, Error::Remote(text) if text == "no such path"));
+        assert!(client.usable());
+        assert!(client.is_valid_path(A).unwrap());
+    }
+
+    #[test]
+    fn an_error_twice_and_the_end() {
+        let mut client = Reply::greeting(0x122)
+            .error("bad path")
+            .error("bad path")
+            .client();
+        assert!(matches!(client.is_valid_path("/x"), Err(Error::Remote(_))));
+        assert!(!client.usable());
+        assert!(matches!(client.is_valid_path(A), Err(Error::Unusable)));
+        let mut client = Reply::greeting(0x122).error("bad path").client();
+        assert!(matches!(client.is_valid_path("/x"), Err(Error::Remote(_))));
+        assert!(!client.usable());
+    }
+
+    #[test]
+    fn an_error_is_read_although_writing_failed() {
+        struct Closed(usize);
+        impl Write for Closed {
+            fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+                match self.0.checked_sub(1) {
+                    Some(left) => self.0 = left,
+                    None => return Err(io::Error::from(io::ErrorKind::BrokenPipe)),
+                }
+                Ok(buf.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let reply = Reply::greeting(0x122).error("bad path").0;
+        // The greeting takes two writes.
+        let mut client = WorkerClient::handshake(reply.as_slice(), Closed(2)).unwrap();
+        let error = client.is_valid_path("/x").unwrap_err();
+        assert!(matches!(error, Error::Remote(text) if text == "bad path"));
+        let reply = Reply::greeting(0x122).0;
+        let mut client = WorkerClient::handshake(reply.as_slice(), Closed(2)).unwrap();
+        let error = client.is_valid_path("/x").unwrap_err();
+        assert!(matches!(error, Error::Io(e) if e.kind() == io::ErrorKind::BrokenPipe));
+    }
+
+    #[test]
+    fn an_error_in_place_of_a_nar() {
+        let reply = Reply::greeting(0x122)
+            .n(LOG_LAST)
+            .error("not valid")
+            .error("not valid");
+        let mut client = reply.client();
+        let error = client.nar_from_path(A, ()).err().unwrap();
+        assert!(matches!(error, Error::Remote(text) if text == "not valid"));
+        assert!(!client.usable());
+    }
+
+    #[test]
+    fn log_messages_come_first() {
+        let reply = Reply::greeting(0x122).n(LOG_NEXT).s("one\n");
+        let reply = reply
+            .n(LOG_START)
+            .n(1)
+            .n(3)
+            .n(105)
+            .s("building")
+            .n(2)
+            .n(1)
+            .s(A)
+            .n(0)
+            .n(1);
+        let reply = reply.n(0).n(LOG_RESULT).n(1).n(101).n(1).n(1).s("hello");
+        let reply = reply
+            .n(LOG_RESULT)
+            .n(1)
+            .n(105)
+            .n(1)
+            .n(0)
+            .n(7)
+            .n(LOG_STOP)
+            .n(1);
+        let mut client = reply.n(LOG_LAST).n(1).client();
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&lines);
+        client.set_log(Some(Box::new(move |line| {
+            sink.lock()
+                .unwrap()
+                .push(String::from_utf8_lossy(line).into_owned());
+        })));
+        assert!(client.is_valid_path(A).unwrap());
+        assert_eq!(*lines.lock().unwrap(), ["one\n", "building", "hello"]);
+        for tag in [LOG_READ, LOG_WRITE, 0, u64::MAX] {
+            let mut client = Reply::greeting(0x122).n(tag).client();
+            let error = client.is_valid_path(A).unwrap_err();
+            assert!(error.to_string().contains("expected a log message"));
+            assert!(!client.usable());
+        }
+    }
+
+    #[test]
+    fn results_need_a_new_daemon() {
+        let mut client = Reply::greeting(0x121).client();
+        let error = client.build_paths_with_results(&[A]).unwrap_err();
+        assert!(error.to_string().contains("before 1.34"), "{error}");
+        assert!(client.usable());
+        let reply = Reply::greeting(0x122)
+            .n(LOG_LAST)
+            .n(1)
+            .s("x!out")
+            .n(9)
+            .s("")
+            .n(0)
+            .n(0);
+        let mut client = reply.n(0).n(0).n(0).client();
+        let results = client.build_paths_with_results(&["x!out"]).unwrap();
+        assert_eq!(results[0].1.status, ResultStatus::MiscFailure);
+    }
+
+    #[test]
+    fn a_bad_nar_is_the_callers_fault() {
+        let info = ValidPathInfo {
+            path: A.to_owned(),
+            nar_hash: sha256(b"abcd"),
+            nar_size: 4,
+            ..ValidPathInfo::default()
+        };
+        for nar in [&b"abc"[..], b"abce", b"abcde"] {
+            let reply = Reply::greeting(0x122).error("bad").n(LOG_LAST).n(0);
+            let mut client = reply.client();
+            let result = client.add_to_store_nar(&info, false, true, &mut &nar[..]);
+            assert!(matches!(result, Err(Error::Source(_))));
+            assert!(client.usable());
+            // The frames are ended in any case.
+            assert!(client
+                .get_mut()
+                .1
+                .ends_with(&[&[0; 8][..], &31u64.to_le_bytes(), &[0; 8], &[0; 8]].concat()));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_daemon_is_answered(bytes: Vec<u8>, words in prop::collection::vec(0u64..4, 0..40)) {
+            let _ = WorkerClient::handshake(bytes.as_slice(), Vec::new());
+            let words: Vec<u8> = words.iter().flat_map(|n| n.to_le_bytes()).collect();
+            for tag in [LOG_LAST, LOG_ERROR, LOG_START, LOG_RESULT, LOG_NEXT] {
+                for bytes in [&bytes, &words] {
+                    let client = || {
+                        let mut reply = Reply::greeting(0x122).n(tag);
+                        reply.0.extend_from_slice(bytes);
+                        reply.client()
+                    };
+                    let _ = client().query_path_info(A);
+                    let _ = client().query_valid_paths(&[A, B], false);
+                    let _ = client().query_derivation_output_map(A);
+                    let _ = client().query_missing(&[A]);
+                    let _ = client().build_paths_with_results(&[A]);
+                    let _ = client().build_paths(&[A]);
+                    if let Ok(dump) = client().nar_from_path(A, ()) {
+                        prop_assert!(dump.finish().is_err());
+                    }
+                }
+            }
+        }
+    }
 }
