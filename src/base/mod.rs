@@ -1,1 +1,8 @@
-//! (room being furnished)
+//! Containers and small tools without a domain word in them.
+//!
+//! Nothing here knows what a build is, reads a clock or does I/O; everything behaves the same in every process.
+
+pub mod bits;
+pub mod hash;
+pub mod interner;
+pub mod random;

@@ -1,0 +1,289 @@
+//! Strings as dense `u32` ids, with the space of removed strings reused.
+//!
+//! The bytes lie in pages of 64 KiB, each entry behind a small header that names its id. When less than
+//! half of the pages' bytes is in use, one page at a time is emptied by moving what lives in it. So a
+//! process that adds and removes for months needs at most about twice what lives, and no call is long.
+//!
+//! Does not know what the strings mean.
+
+use hashbrown::HashTable;
+
+use super::hash::hash_str;
+
+/// Longer strings are refused.
+pub const STRING_BYTES_MAX: usize = 4096;
+
+const PAGE_BYTES: usize = 64 * 1024;
+const PAGES_MAX: usize = 1 << 16;
+/// Before a string: its id (4 bytes) and its length (2 bytes).
+const HEADER_BYTES: usize = 6;
+const FREE: u32 = u32::MAX;
+
+#[derive(Clone, Copy)]
+struct Entry {
+    hash: u32,
+    id: u32,
+}
+
+#[derive(Default)]
+struct Page {
+    bytes: Vec<u8>,
+    live_bytes: usize,
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct Interner {
+    table: HashTable<Entry>,
+    /// By id: page number and offset of the header, or `FREE`.
+    places: Vec<u32>,
+    free_ids: Vec<u32>,
+    pages: Vec<Page>,
+    free_pages: Vec<u32>,
+    /// The page that new strings go to.
+    open: u32,
+    live_bytes: usize,
+    /// Where the search for a page to empty goes on.
+    cursor: u32,
+}
+
+impl Interner {
+    /// Number of strings held.
+    pub fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
+    /// Every id is below this.
+    pub fn ids_end(&self) -> u32 {
+        self.places.len() as u32
+    }
+
+    /// Bytes of memory held for the strings themselves.
+    pub fn page_bytes(&self) -> usize {
+        (self.pages.len() - self.free_pages.len()) * PAGE_BYTES
+    }
+
+    pub fn find(&self, text: &str) -> Option<u32> {
+        let hash = hash_str(text) as u32;
+        let found = self
+            .table
+            .find(widen(hash), |entry| self.is(entry, hash, text));
+        found.map(|entry| entry.id)
+    }
+
+    /// The id of `text`, and whether it is new. `None` if the string is longer than
+    /// [`STRING_BYTES_MAX`] or 4 GiB of strings are held. Ids of removed strings are given out again.
+    pub fn intern(&mut self, text: &str) -> Option<(u32, bool)> {
+        let hash = hash_str(text) as u32;
+        if let Some(entry) = self
+            .table
+            .find(widen(hash), |entry| self.is(entry, hash, text))
+        {
+            return Some((entry.id, false));
+        }
+        if text.len() > STRING_BYTES_MAX {
+            return None;
+        }
+        let place = self.room(HEADER_BYTES + text.len())?;
+        let id = match self.free_ids.pop() {
+            Some(id) => id,
+            None => {
+                self.places.push(FREE);
+                self.places.len() as u32 - 1
+            }
+        };
+        self.places[id as usize] = place;
+        let page = &mut self.pages[(place >> 16) as usize];
+        page.bytes.extend_from_slice(&id.to_le_bytes());
+        page.bytes
+            .extend_from_slice(&(text.len() as u16).to_le_bytes());
+        page.bytes.extend_from_slice(text.as_bytes());
+        page.live_bytes += HEADER_BYTES + text.len();
+        self.live_bytes += HEADER_BYTES + text.len();
+        self.table
+            .insert_unique(widen(hash), Entry { hash, id }, |entry| widen(entry.hash));
+        Some((id, true))
+    }
+
+    /// The string of an id in use.
+    pub fn text(&self, id: u32) -> &str {
+        std::str::from_utf8(self.bytes(id))
+            .expect("BUG: interned bytes are not the string they were")
+    }
+
+    fn is(&self, entry: &Entry, hash: u32, text: &str) -> bool {
+        entry.hash == hash && self.bytes(entry.id) == text.as_bytes()
+    }
+
+    fn bytes(&self, id: u32) -> &[u8] {
+        bytes_at(&self.pages, self.places[id as usize])
+    }
+
+    /// Forgets a string; its id and space will be used again.
+    pub fn remove(&mut self, id: u32) {
+        let hash = hash_str(self.text(id)) as u32;
+        match self.table.find_entry(widen(hash), |entry| entry.id == id) {
+            Ok(entry) => {
+                entry.remove();
+            }
+            Err(_) => panic!("BUG: removing an id that is not interned"),
+        }
+        let size = HEADER_BYTES + self.bytes(id).len();
+        let page_no = self.places[id as usize] >> 16;
+        self.places[id as usize] = FREE;
+        self.free_ids.push(id);
+        self.live_bytes -= size;
+        let page = &mut self.pages[page_no as usize];
+        page.live_bytes -= size;
+        if page.live_bytes == 0 && page_no != self.open {
+            self.empty(page_no);
+        } else if self.page_bytes() > 2 * self.live_bytes + 8 * PAGE_BYTES {
+            self.move_one_page();
+        }
+    }
+
+    /// A place for `size` more bytes.
+    fn room(&mut self, size: usize) -> Option<u32> {
+        let open_full = match self.pages.get(self.open as usize) {
+            None => true,
+            Some(page) => page.bytes.len() + size > PAGE_BYTES,
+        };
+        if open_full {
+            let full = self.open;
+            self.open = match self.free_pages.pop() {
+                Some(page) => page,
+                None if self.pages.len() < PAGES_MAX => {
+                    self.pages.push(Page::default());
+                    self.pages.len() as u32 - 1
+                }
+                None => return None,
+            };
+            self.pages[self.open as usize]
+                .bytes
+                .reserve_exact(PAGE_BYTES);
+            if full != self.open && self.pages[full as usize].live_bytes == 0 {
+                self.empty(full);
+            }
+        }
+        Some(self.open << 16 | self.pages[self.open as usize].bytes.len() as u32)
+    }
+
+    fn empty(&mut self, page_no: u32) {
+        let page = &mut self.pages[page_no as usize];
+        assert!(
+            page.live_bytes == 0,
+            "BUG: emptying a page with strings in it"
+        );
+        page.bytes = Vec::new();
+        self.free_pages.push(page_no);
+    }
+
+    /// Moves what lives in one page that is less than half in use.
+    fn move_one_page(&mut self) {
+        for _ in 0..self.pages.len() {
+            self.cursor = (self.cursor + 1) % self.pages.len() as u32;
+            let page = &self.pages[self.cursor as usize];
+            if self.cursor != self.open && page.live_bytes > 0 && page.live_bytes < PAGE_BYTES / 2 {
+                break;
+            }
+        }
+        let from = self.cursor;
+        if from == self.open || self.pages[from as usize].live_bytes == 0 {
+            return;
+        }
+        let bytes = std::mem::take(&mut self.pages[from as usize].bytes);
+        let mut at = 0;
+        while at < bytes.len() {
+            let id = u32::from_le_bytes(bytes[at..at + 4].try_into().expect("BUG: four bytes"));
+            let len = usize::from(u16::from_le_bytes(
+                bytes[at + 4..at + 6].try_into().expect("BUG: two bytes"),
+            ));
+            let size = HEADER_BYTES + len;
+            if self.places[id as usize] == (from << 16 | at as u32) {
+                // There is room: pages are less than half used, and a page number is free if one was before.
+                let Some(place) = self.room(size) else {
+                    self.pages[from as usize].bytes = bytes;
+                    return;
+                };
+                let to = &mut self.pages[(place >> 16) as usize];
+                to.bytes.extend_from_slice(&bytes[at..at + size]);
+                to.live_bytes += size;
+                self.pages[from as usize].live_bytes -= size;
+                self.places[id as usize] = place;
+            }
+            at += size;
+        }
+        self.empty(from);
+    }
+}
+
+fn bytes_at(pages: &[Page], place: u32) -> &[u8] {
+    assert!(place != FREE, "BUG: a free id has no string");
+    let bytes = &pages[(place >> 16) as usize].bytes;
+    let at = (place & 0xffff) as usize;
+    let len = usize::from(u16::from_le_bytes([bytes[at + 4], bytes[at + 5]]));
+    &bytes[at + HEADER_BYTES..at + HEADER_BYTES + len]
+}
+
+/// The table keeps 32 bits of a hash, so growing it reads no strings; it wants them in the high bits too.
+fn widen(hash: u32) -> u64 {
+    u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::random::Random;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn a_long_life_of_adding_and_removing_stays_small_and_right() {
+        let mut random = Random::new(3);
+        let mut names = Interner::default();
+        let mut model: BTreeMap<u32, String> = BTreeMap::new();
+        for round in 0..60_000u64 {
+            let text = format!(
+                "/nix/store/{:032}-{}.drv",
+                random.below(20_000),
+                "x".repeat(random.below(60) as usize)
+            );
+            if model.len() > 3_000 || (round % 3 == 0 && !model.is_empty()) {
+                let nth = random.below(model.len() as u64) as usize;
+                let (&id, known) = model.iter().nth(nth).unwrap();
+                assert_eq!(names.text(id), known);
+                names.remove(id);
+                model.remove(&id);
+            }
+            let (id, new) = names.intern(&text).unwrap();
+            assert_eq!(
+                new,
+                model.insert(id, text.clone()).is_none_or(|old| old != text)
+            );
+            assert_eq!(names.find(&text), Some(id));
+        }
+        assert_eq!(names.len(), model.len());
+        for (&id, text) in &model {
+            assert_eq!(names.text(id), text);
+            assert_eq!(names.find(text), Some(id));
+        }
+        let live: usize = model.values().map(|text| text.len() + HEADER_BYTES).sum();
+        assert!(
+            names.page_bytes() <= 2 * live + 9 * PAGE_BYTES,
+            "{} for {live}",
+            names.page_bytes()
+        );
+        assert!(names.ids_end() <= 3_002);
+    }
+
+    #[test]
+    fn too_long_a_string_is_refused() {
+        let mut names = Interner::default();
+        assert_eq!(names.intern(&"a".repeat(STRING_BYTES_MAX + 1)), None);
+        assert!(names.intern(&"a".repeat(STRING_BYTES_MAX)).is_some());
+        assert!(names.intern("").is_some_and(|(_, new)| new));
+    }
+}

@@ -1,0 +1,351 @@
+//! From a runnable step to a run on a machine, and what the run's end means.
+//!
+//! Three faults are kept apart (D10): the build's own (fails, or counts as a try), the machine's (the machine is set
+//! aside, the step goes to another at once), and ours (the step waits; nobody is blamed).
+
+use std::cmp::Reverse;
+
+use super::action::{Action, FinishStep, Level, Record, Start};
+use super::event::{Outcome, RunEnd};
+use super::fail::{Cause, FailedRun};
+use super::graph::State;
+use super::ingest::limit_secs;
+use super::machines::{growing_ms, Machines};
+use super::runs::Run;
+use super::{Plan, Timer};
+use crate::model::{BuildStatus, MachineId, Phase, RunId};
+
+/// Runs started in one turn.
+const STARTS_PER_TURN: u32 = 1_000;
+/// Steps looked at to count the builds that want a step, for the log line.
+const WANTED_STEPS_MAX: usize = 12;
+
+impl Plan {
+    /// Starts what can be started: again and again the best machine takes the best step it supports.
+    pub(super) fn place(&mut self) {
+        self.placing = false;
+        if self.stopped || !self.machines.known {
+            return;
+        }
+        for _ in 0..STARTS_PER_TURN {
+            if self.index.runnable_steps == 0 || !self.writer_keeps_up() {
+                return;
+            }
+            let Some(choice) = self
+                .machines
+                .best(&self.index.runnable, &self.settings, self.now)
+            else {
+                return;
+            };
+            let (mask, without) = self.machines.mask(choice);
+            let best = self
+                .index
+                .best(mask, without, &self.graph.steps, &self.jobsets);
+            let step =
+                best.expect("BUG: a machine was chosen for runnable steps that are not there");
+            self.start(step, choice.machine);
+        }
+        self.placing = true;
+    }
+
+    fn start(&mut self, step: u32, machine: u32) {
+        let announce: Vec<_> = self
+            .builds
+            .of_step(step, &self.graph)
+            .into_iter()
+            .map(|(id, _)| id)
+            .collect();
+        let primary = announce
+            .first()
+            .copied()
+            .or_else(|| self.lowest_dependent(step));
+        let primary = primary.expect("BUG: a runnable step that no build wants");
+        let wanted_by = self
+            .search_dependents(step, WANTED_STEPS_MAX)
+            .0
+            .len()
+            .max(1) as u32;
+        let run = self.runs.next_id();
+        let slot = self.runs.add(Run {
+            id: run,
+            step,
+            machine,
+            primary,
+            phase: Phase::Preparing,
+            phase_since: self.now,
+            holds_slot: true,
+            killed: false,
+        });
+        self.machines.occupy(machine, run, self.now);
+        self.set_state(step, State::Running);
+        self.graph.step_mut(step).aux = slot;
+        let ticket = self.next_ticket();
+        let limits = self.graph.step(step);
+        let (max_silent_secs, timeout_secs) =
+            (limit_secs(limits.max_silent), limit_secs(limits.timeout));
+        let drv = self.drv(step);
+        let machine = Machines::id(machine);
+        self.out.push(Action::Start(Start {
+            run,
+            ticket,
+            drv,
+            machine,
+            primary,
+            announce,
+            max_silent_secs,
+            timeout_secs,
+            wanted_by,
+        }));
+    }
+
+    pub(super) fn run_phase(&mut self, id: RunId, phase: Phase) {
+        let now = self.now;
+        let Some(run) = self.runs.find(id) else {
+            self.totals.stale_answers += 1;
+            return;
+        };
+        if run.phase == phase {
+            return;
+        }
+        run.phase = phase;
+        run.phase_since = now;
+        let machine = run.machine;
+        let leaves = run.holds_slot && phase >= Phase::ReceivingOutputs;
+        run.holds_slot &= !leaves;
+        if phase >= Phase::Building {
+            self.machines.works(machine, now);
+        }
+        if leaves {
+            self.machines.vacate(machine, now);
+        }
+        self.record(Record::Phase { run: id, phase });
+    }
+
+    pub(super) fn run_ended(&mut self, id: RunId, end: RunEnd) {
+        let Some(run) = self.runs.remove(id) else {
+            self.totals.stale_answers += 1;
+            return;
+        };
+        let step = run.step;
+        assert!(
+            self.graph.step(step).state == State::Running,
+            "BUG: a run ended whose step does not run"
+        );
+        let seconds = end
+            .stop
+            .saturating_sub(end.start)
+            .clamp(0, i64::from(u32::MAX)) as u64;
+        let now = self.now;
+        self.jobsets
+            .charge(self.graph.step(step).set, end.start, seconds, now.secs());
+        if run.holds_slot {
+            self.machines.vacate(run.machine, now);
+        }
+        self.machines.run_over(run.machine, id, now);
+
+        let mut finish = FinishStep {
+            run: id,
+            status: BuildStatus::Aborted,
+            message: None,
+            start: end.start,
+            stop: end.stop,
+            overhead_ms: end.overhead_ms,
+            times_built: 0,
+            non_deterministic: false,
+            has_log: end.has_log,
+            keep_attempt_log: false,
+            cache_failure: false,
+            output: None,
+        };
+        let again = self.graph.is_wanted(step);
+        match end.outcome {
+            Outcome::Built {
+                output,
+                cached,
+                times_built,
+                non_deterministic,
+            } => {
+                self.machine_works(&run);
+                finish.status = BuildStatus::Succeeded;
+                finish.times_built = times_built;
+                finish.non_deterministic = non_deterministic;
+                finish.output = Some(output.clone());
+                self.record(Record::FinishStep(finish));
+                self.totals.steps_done += 1;
+                self.release(step);
+                let primary = (!cached).then_some(run.primary);
+                self.succeed(step, output, primary, (end.start, end.stop));
+            }
+            Outcome::Failed {
+                status,
+                message,
+                can_cache,
+                times_built,
+                non_deterministic,
+            } => {
+                self.machine_works(&run);
+                self.totals.steps_done += 1;
+                finish.status = failed_status(status);
+                finish.times_built = times_built;
+                finish.non_deterministic = non_deterministic;
+                finish.cache_failure = can_cache;
+                self.fail_run(&run, finish, message);
+            }
+            // What breaks after we asked for the end broke because of it.
+            _ if run.killed => {
+                finish.status = BuildStatus::Cancelled;
+                finish.keep_attempt_log = again;
+                self.record(Record::FinishStep(finish));
+                self.again(step);
+            }
+            Outcome::Cancelled => {
+                finish.status = BuildStatus::Cancelled;
+                finish.keep_attempt_log = again;
+                self.record(Record::FinishStep(finish));
+                self.again(step);
+            }
+            Outcome::Transient { status, message } => {
+                self.machine_works(&run);
+                let slot = self.graph.step_mut(step);
+                slot.tries = slot.tries.saturating_add(1);
+                let tries = u32::from(slot.tries);
+                finish.status = failed_status(status);
+                if tries >= self.settings.tries_max || !again {
+                    self.totals.steps_done += 1;
+                    self.fail_run(&run, finish, message);
+                    return;
+                }
+                finish.message = row_message(finish.status, &message);
+                finish.keep_attempt_log = true;
+                self.record(Record::FinishStep(finish));
+                self.totals.retries += 1;
+                self.totals.tries_most = self.totals.tries_most.max(tries);
+                let delay = growing_ms(&self.settings, tries) + self.random.below(10) * 1000;
+                let text = format!(
+                    "possibly transient failure building ‘{}’ on ‘{}’: {message}",
+                    self.graph.drv(step),
+                    self.machine_name(run.machine)
+                );
+                self.say(Level::Warn, text);
+                self.defer(step, delay);
+            }
+            Outcome::MachineFault { message } => {
+                finish.message = row_message(finish.status, &message);
+                finish.keep_attempt_log = again;
+                self.record(Record::FinishStep(finish));
+                let (times, aside) = self.machines.fault(
+                    run.machine,
+                    &message,
+                    &self.settings,
+                    &mut self.random,
+                    now,
+                );
+                for at in times {
+                    self.timers.push(Reverse((at, Timer::Machine(run.machine))));
+                }
+                if let Some(delay) = aside {
+                    let name = self.machine_name(run.machine);
+                    let text = format!(
+                        "will disable machine ‘{name}’ for {}s: {message}",
+                        delay / 1000
+                    );
+                    self.say(Level::Warn, text);
+                }
+                self.again(step);
+            }
+            Outcome::OurFault { message } => {
+                let drv = self.graph.drv(step);
+                let text = format!("cannot build ‘{drv}’ through a fault of this host: {message}");
+                self.say(Level::Error, text);
+                finish.message = row_message(finish.status, &message);
+                finish.keep_attempt_log = again;
+                self.record(Record::FinishStep(finish));
+                if again {
+                    let slot = self.graph.step_mut(step);
+                    slot.put_off = slot.put_off.saturating_add(1);
+                    let put_off = u32::from(slot.put_off);
+                    let delay = growing_ms(&self.settings, put_off) + self.random.below(10) * 1000;
+                    self.defer(step, delay);
+                } else {
+                    self.free_step(step);
+                }
+            }
+            Outcome::Collected => {
+                let message = format!(
+                    "derivation ‘{}’ is not in the store any more: it was garbage-collected before it could be built",
+                    self.graph.drv(step)
+                );
+                finish.message = row_message(finish.status, &message);
+                self.record(Record::FinishStep(finish));
+                self.fail_step(
+                    step,
+                    Cause::Abort {
+                        message: message.into(),
+                    },
+                );
+            }
+        }
+    }
+
+    fn machine_works(&mut self, run: &Run) {
+        self.machines.works(run.machine, self.now);
+        if let Some(machine) = self.machines.machines[run.machine as usize].as_mut() {
+            machine.steps_done += 1;
+        }
+    }
+
+    fn machine_name(&self, machine: u32) -> &str {
+        self.machines
+            .get(machine)
+            .map_or("?", |machine| &machine.spec.name)
+    }
+
+    fn fail_run(&mut self, run: &Run, mut finish: FinishStep, message: Box<str>) {
+        let message = row_message(finish.status, &message);
+        let failed = FailedRun {
+            run: run.id,
+            machine: MachineId(run.machine),
+            primary: run.primary,
+            status: finish.status,
+            message: message.clone(),
+            start: finish.start,
+            stop: finish.stop,
+        };
+        finish.message = message;
+        self.record(Record::FinishStep(finish));
+        self.fail_step(run.step, Cause::Run(failed));
+    }
+
+    /// The attempt did not count: the step is runnable at once, if anybody wants it.
+    fn again(&mut self, step: u32) {
+        if self.graph.is_wanted(step) {
+            self.set_state(step, State::Runnable);
+        } else {
+            self.free_step(step);
+        }
+    }
+
+    fn defer(&mut self, step: u32, delay_ms: u64) {
+        let text = format!(
+            "will retry ‘{}’ after {}s",
+            self.graph.drv(step),
+            delay_ms / 1000
+        );
+        self.say(Level::Info, text);
+        self.sleep(step, State::Deferred, delay_ms);
+    }
+}
+
+/// The statuses a run can fail with; anything else would mean something else in a row.
+fn failed_status(status: BuildStatus) -> BuildStatus {
+    use BuildStatus::*;
+    match status {
+        Succeeded | DepFailed | FailedWithOutput | Cancelled => Aborted,
+        other => other,
+    }
+}
+
+/// Hydra keeps the message only of aborted steps (7c7cc8c0); what else failed has a log.
+fn row_message(status: BuildStatus, message: &str) -> Option<Box<str>> {
+    (status == BuildStatus::Aborted && !message.is_empty()).then(|| message.into())
+}

@@ -1,0 +1,400 @@
+//! The runnable steps, ordered so that the best one for a machine is found without a scan.
+//!
+//! Steps fall into classes (platform, required features, prefer-local). Each class has a heap per jobset, ordered
+//! by the static part of Hydra's key, and a step lies in the heap of each of its jobsets. Shares change all the
+//! time and lie in no heap: the heads are compared by the full key. That is exact: in the heap of the best
+//! step's lowest-share jobset, whatever came before it would have at least the same global priority, at most the
+//! same share, and a better rest, and so be better.
+//!
+//! Entries are never searched for: a step that leaves, or whose key changed, has a new stamp, which makes its
+//! entries stale. Stale heads are popped, and a heap more than half stale is built anew.
+//!
+//! Does not know machines beyond the kinds' capabilities, and does not change steps.
+
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+
+use super::event::StepSpec;
+use super::graph::{State, Step};
+use super::machines::Kind;
+use super::shares::{Jobsets, NO_JOBSET};
+use crate::base::bits::Bits;
+use crate::base::hash::FixedMap;
+use crate::model::Millis;
+
+/// Classes nobody uses are forgotten after this time, once there are many.
+const CLASS_IDLE_MS: u64 = 24 * 3_600_000;
+const CLASSES_KEPT: usize = 256;
+/// Heaps smaller than this are not worth building anew.
+const HEAP_SMALL: usize = 32;
+
+#[derive(Clone, Copy)]
+struct Entry {
+    global: i32,
+    local: i32,
+    rdeps: u32,
+    lowest: i32,
+    step: u32,
+    stamp: u32,
+}
+
+impl Entry {
+    fn is_fresh(&self, steps: &[Step]) -> bool {
+        steps[self.step as usize].stamp == self.stamp
+    }
+}
+
+/// Greater is better. The number of required features is the same in all of a class.
+impl Ord for Entry {
+    fn cmp(&self, other: &Entry) -> Ordering {
+        (self.global.cmp(&other.global))
+            .then(self.local.cmp(&other.local))
+            .then(self.rdeps.cmp(&other.rdeps))
+            .then(other.lowest.cmp(&self.lowest))
+            .then(other.step.cmp(&self.step))
+    }
+}
+
+impl PartialOrd for Entry {
+    fn partial_cmp(&self, other: &Entry) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Entry) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Entry {}
+
+#[derive(Default)]
+struct Heap {
+    entries: BinaryHeap<Entry>,
+    /// Entries that are not stale.
+    fresh: u32,
+    /// Place in [`Class::active`], if there are entries.
+    active_at: u32,
+}
+
+/// Steps that the same machines can do.
+pub struct Class {
+    pub platform: Box<str>,
+    /// Sorted.
+    pub features: Vec<Box<str>>,
+    pub prefer_local: bool,
+    /// Hydra's name: `platform:feature,feature`, with `local` among the features.
+    pub system_type: Box<str>,
+    /// Steps of the class, in any state.
+    pub steps: u32,
+    pub runnable: u32,
+    pub running: u32,
+    /// Sum of the runnable steps' `since`.
+    since_sum: u64,
+    pub last_active: Millis,
+    /// Until when some machine had what it takes; `None` is never.
+    pub supported_until: Option<Millis>,
+    /// By jobset.
+    heaps: Vec<Heap>,
+    /// Jobsets with a heap that is not empty, in no order.
+    active: Vec<u32>,
+}
+
+impl Class {
+    /// Seconds that the runnable steps have waited, summed. `now`: seconds since the plan began.
+    pub fn wait_secs(&self, now: u32) -> u64 {
+        (u64::from(self.runnable) * u64::from(now)).saturating_sub(self.since_sum)
+    }
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct Index {
+    pub classes: Vec<Class>,
+    by_key: FixedMap<Box<str>, u32>,
+    /// Classes with runnable steps.
+    pub runnable: Bits,
+    pub runnable_steps: u32,
+}
+
+fn class_key(platform: &str, features: &[Box<str>], prefer_local: bool) -> Box<str> {
+    let mut key = String::with_capacity(platform.len() + 2);
+    key.push_str(platform);
+    key.push(if prefer_local { '!' } else { ':' });
+    for feature in features {
+        key.push_str(feature);
+        // Never part of a feature: derivations separate them by spaces.
+        key.push(' ');
+    }
+    key.into()
+}
+
+impl Index {
+    /// The class of a step, and whether it is new; bits of kinds that support a new one are set.
+    pub fn class_of(&mut self, spec: &StepSpec, kinds: &mut [Kind], now: Millis) -> (u32, bool) {
+        let key = class_key(&spec.platform, &spec.required_features, spec.prefer_local);
+        if let Some(&class) = self.by_key.get(&key) {
+            return (class, false);
+        }
+        let mut names: Vec<&str> = spec.required_features.iter().map(|name| &**name).collect();
+        if spec.prefer_local && !names.contains(&"local") {
+            names.push("local");
+            names.sort_unstable();
+        }
+        let mut system_type = spec.platform.to_string();
+        if !names.is_empty() {
+            system_type.push(':');
+            system_type.push_str(&names.join(","));
+        }
+        let class = Class {
+            platform: spec.platform.clone(),
+            features: spec.required_features.clone(),
+            prefer_local: spec.prefer_local,
+            system_type: system_type.into(),
+            steps: 0,
+            runnable: 0,
+            running: 0,
+            since_sum: 0,
+            last_active: now,
+            supported_until: None,
+            heaps: Vec::new(),
+            active: Vec::new(),
+        };
+        let number = match self.unused(now) {
+            Some(number) => {
+                let old = &self.classes[number as usize];
+                self.by_key
+                    .remove(&class_key(&old.platform, &old.features, old.prefer_local));
+                self.classes[number as usize] = class;
+                number
+            }
+            None => {
+                self.classes.push(class);
+                self.classes.len() as u32 - 1
+            }
+        };
+        self.by_key.insert(key, number);
+        for kind in kinds {
+            let class = &mut self.classes[number as usize];
+            let supports = kind.supports(class);
+            kind.classes.set(number, supports);
+            if supports {
+                let until = if kind.machines > 0 {
+                    now
+                } else {
+                    kind.last_seen
+                };
+                class.supported_until = class.supported_until.max(Some(until));
+            }
+        }
+        (number, true)
+    }
+
+    /// A class that can be given up for a new one.
+    fn unused(&self, now: Millis) -> Option<u32> {
+        if self.classes.len() < CLASSES_KEPT {
+            return None;
+        }
+        let idle = |class: &Class| class.steps == 0 && now.since(class.last_active) > CLASS_IDLE_MS;
+        self.classes.iter().position(idle).map(|at| at as u32)
+    }
+
+    /// A step has become runnable, or has a new key after [`Index::leave`].
+    pub fn enter(&mut self, number: u32, steps: &[Step], jobsets: &Jobsets) {
+        let step = &steps[number as usize];
+        assert!(
+            step.state == State::Runnable,
+            "BUG: only runnable steps are in the index"
+        );
+        let class = &mut self.classes[step.class as usize];
+        class.runnable += 1;
+        class.since_sum += u64::from(step.since);
+        self.runnable_steps += 1;
+        if class.runnable == 1 {
+            self.runnable.set(step.class, true);
+        }
+        let entry = Entry {
+            global: step.global,
+            local: step.local,
+            rdeps: step.rdeps_seen,
+            lowest: step.lowest,
+            step: number,
+            stamp: step.stamp,
+        };
+        for &jobset in heaps_of(jobsets.members(step.set)) {
+            if class.heaps.len() <= jobset as usize {
+                class.heaps.resize_with(jobset as usize + 1, Heap::default);
+            }
+            let heap = &mut class.heaps[jobset as usize];
+            if heap.entries.is_empty() {
+                heap.active_at = class.active.len() as u32;
+                class.active.push(jobset);
+            }
+            heap.entries.push(entry);
+            heap.fresh += 1;
+        }
+    }
+
+    /// A step stops being runnable, or is about to change its key. Its stamp is already a new one.
+    pub fn leave(&mut self, number: u32, steps: &[Step], jobsets: &Jobsets) {
+        let step = &steps[number as usize];
+        let class = &mut self.classes[step.class as usize];
+        assert!(class.runnable > 0, "BUG: a runnable step is not counted");
+        class.runnable -= 1;
+        class.since_sum -= u64::from(step.since);
+        self.runnable_steps -= 1;
+        if class.runnable == 0 {
+            self.runnable.set(step.class, false);
+        }
+        for &jobset in heaps_of(jobsets.members(step.set)) {
+            let heap = &mut class.heaps[jobset as usize];
+            heap.fresh -= 1;
+            if heap.entries.len() > HEAP_SMALL && heap.entries.len() > 2 * heap.fresh as usize {
+                let mut entries = std::mem::take(&mut heap.entries).into_vec();
+                entries.retain(|entry| entry.is_fresh(steps));
+                entries.shrink_to(2 * entries.len());
+                heap.entries = entries.into();
+                if heap.entries.is_empty() {
+                    class.close(jobset);
+                }
+            }
+        }
+    }
+
+    /// The best runnable step among the classes in `mask`, less those in `without`.
+    pub fn best(
+        &mut self,
+        mask: &Bits,
+        without: Option<&Bits>,
+        steps: &[Step],
+        jobsets: &Jobsets,
+    ) -> Option<u32> {
+        let mut best: Option<(Entry, f64, usize)> = None;
+        for number in self.runnable.meeting(mask, without) {
+            let class = &mut self.classes[number as usize];
+            let mut at = 0;
+            while at < class.active.len() {
+                let jobset = class.active[at];
+                let entries = &mut class.heaps[jobset as usize].entries;
+                while entries.peek().is_some_and(|head| !head.is_fresh(steps)) {
+                    entries.pop();
+                }
+                let Some(&head) = entries.peek() else {
+                    class.close(jobset);
+                    continue;
+                };
+                at += 1;
+                if best
+                    .as_ref()
+                    .is_some_and(|(entry, ..)| entry.global > head.global)
+                {
+                    continue;
+                }
+                let share = jobsets.lowest_share(steps[head.step as usize].set);
+                let features = class.features.len();
+                let better = match &best {
+                    None => true,
+                    Some((entry, best_share, best_features)) => {
+                        compare(
+                            (&head, share, features),
+                            (entry, *best_share, *best_features),
+                        ) == Ordering::Greater
+                    }
+                };
+                if better {
+                    best = Some((head, share, features));
+                }
+            }
+        }
+        best.map(|(entry, ..)| entry.step)
+    }
+
+    /// Runnable steps of a class, each at least once, in no order.
+    pub fn runnable_in<'a>(
+        &'a self,
+        class: u32,
+        steps: &'a [Step],
+    ) -> impl Iterator<Item = u32> + 'a {
+        let class = &self.classes[class as usize];
+        let entries = class
+            .active
+            .iter()
+            .flat_map(|&jobset| class.heaps[jobset as usize].entries.iter());
+        entries
+            .filter(|entry| entry.is_fresh(steps))
+            .map(|entry| entry.step)
+    }
+
+    /// For the invariants: every heap counts its fresh entries right; returns how many there are in all.
+    pub fn check(&self, steps: &[Step]) -> u64 {
+        let mut all = 0;
+        for (number, class) in self.classes.iter().enumerate() {
+            let mut active = 0;
+            for (jobset, heap) in class.heaps.iter().enumerate() {
+                let fresh = heap
+                    .entries
+                    .iter()
+                    .filter(|entry| entry.is_fresh(steps))
+                    .count();
+                assert_eq!(
+                    fresh, heap.fresh as usize,
+                    "BUG: fresh entries of class {number}, jobset {jobset}"
+                );
+                if !heap.entries.is_empty() {
+                    active += 1;
+                    assert_eq!(
+                        class.active[heap.active_at as usize], jobset as u32,
+                        "BUG: an active heap is not listed"
+                    );
+                }
+                all += fresh as u64;
+            }
+            assert_eq!(
+                active,
+                class.active.len(),
+                "BUG: heaps listed as active in class {number}"
+            );
+            assert_eq!(
+                self.runnable.has(number as u32),
+                class.runnable > 0,
+                "BUG: bit of class {number}"
+            );
+        }
+        all
+    }
+}
+
+impl Class {
+    /// An empty heap is not looked at any more.
+    fn close(&mut self, jobset: u32) {
+        let at = self.heaps[jobset as usize].active_at;
+        self.active.swap_remove(at as usize);
+        if let Some(&moved) = self.active.get(at as usize) {
+            self.heaps[moved as usize].active_at = at;
+        }
+    }
+}
+
+/// The jobsets in whose heaps a step of these jobsets lies.
+pub fn heaps_of(members: &[u32]) -> &[u32] {
+    if members.is_empty() {
+        &[NO_JOBSET]
+    } else {
+        members
+    }
+}
+
+/// Hydra's order (spec 4.2) of heads of different heaps; greater is better.
+fn compare(
+    (a, a_share, a_features): (&Entry, f64, usize),
+    (b, b_share, b_features): (&Entry, f64, usize),
+) -> Ordering {
+    (a.global.cmp(&b.global))
+        .then(b_share.total_cmp(&a_share))
+        .then(a.local.cmp(&b.local))
+        .then(a_features.cmp(&b_features))
+        .then(a.rdeps.cmp(&b.rdeps))
+        .then(b.lowest.cmp(&a.lowest))
+        .then(b.step.cmp(&a.step))
+}

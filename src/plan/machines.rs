@@ -1,0 +1,524 @@
+//! Machines: what they can do, how busy they are, which are set aside.
+//!
+//! Machines of equal capabilities form a kind; each kind keeps those of its machines that would take a step now,
+//! best first. Does not know steps, only classes as bits.
+//!
+//! After a fault a machine is set aside, longer each time (Hydra's 60 · 3^(n-1) s, faults within 30 s count once).
+//! From then until a run proves it works, at most one run at a time is put on it: a *probe*. Its time has come when
+//! the delay is over; or after the probe interval, if no other machine could take the steps it would take.
+
+use std::collections::BTreeSet;
+
+use super::event::{MachineSpec, PlanSettings};
+use super::index::Class;
+use crate::base::bits::Bits;
+use crate::base::random::Random;
+use crate::model::{MachineId, Millis, RunId};
+
+/// Faults within this time of the last counted one do not count again (Hydra).
+const BURST_MS: u64 = 30_000;
+/// Machine ids are dense; one beyond this is refused.
+pub const MACHINES_MAX: u32 = 1 << 20;
+
+/// The best machine has the smallest key: round(load), speed descending, runs descending, id.
+type Key = (u32, u32, u32, u32);
+
+/// Machines of equal capabilities.
+pub struct Kind {
+    systems: Vec<Box<str>>,
+    supported: Vec<Box<str>>,
+    mandatory: Vec<Box<str>>,
+    /// Configured and enabled machines of the kind.
+    pub machines: u32,
+    /// Of these, those with slots that are not set aside, busy or not.
+    usable: u32,
+    /// When the last machine of the kind went.
+    pub last_seen: Millis,
+    /// Classes that it supports.
+    pub classes: Bits,
+    /// Would take a step now.
+    free: BTreeSet<Key>,
+    /// Set aside, but would take a step that no usable machine can do.
+    probes: BTreeSet<Key>,
+}
+
+impl Kind {
+    /// Hydra's `supportsStep` (spec 3.4), with the mandatory features among the supported ones (D9).
+    pub fn supports(&self, class: &Class) -> bool {
+        let has_system = &*class.platform == "builtin" || self.systems.contains(&class.platform);
+        has_system
+            && self.mandatory.iter().all(|feature| {
+                class.features.contains(feature) || (&**feature == "local" && class.prefer_local)
+            })
+            && class
+                .features
+                .iter()
+                .all(|feature| self.supported.contains(feature) || self.mandatory.contains(feature))
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Nowhere,
+    Free(u32, Key),
+    Probe(u32, Key),
+}
+
+pub struct Machine {
+    pub spec: MachineSpec,
+    /// Listed in the configuration.
+    pub listed: bool,
+    pub kind: u32,
+    /// Slots in use.
+    pub current: u32,
+    /// Consecutive faults; 0 is in good standing.
+    pub failures: u32,
+    last_counted: Millis,
+    last_fault: Millis,
+    /// Set aside until then.
+    pub until: Millis,
+    pub last_error: Option<Box<str>>,
+    pub probe: Option<RunId>,
+    pub idle_since: Millis,
+    pub steps_done: u64,
+    /// Whether it is counted in its kind's `machines` and `usable`.
+    counted: (bool, bool),
+    place: Place,
+}
+
+/// Where to start the next step.
+#[derive(Clone, Copy)]
+pub struct Choice {
+    pub machine: u32,
+    /// Only steps that no usable machine can do.
+    pub probe: bool,
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct Machines {
+    pub machines: Vec<Option<Machine>>,
+    pub kinds: Vec<Kind>,
+    /// Classes that a usable machine supports.
+    covered: Bits,
+    /// A machines file is loaded, since when.
+    pub loaded_since: Option<Millis>,
+    /// The list has been given at least once.
+    pub known: bool,
+}
+
+fn speed(factor: f32) -> f32 {
+    if factor.is_finite() && factor > 0.0 {
+        factor
+    } else {
+        1.0
+    }
+}
+
+fn key(machine: &Machine) -> Key {
+    let speed = speed(machine.spec.speed_factor);
+    let load = (f64::from(machine.current) / f64::from(speed)).round() as u32;
+    // The bits of positive floats are ordered as the floats are.
+    (load, !speed.to_bits(), !machine.current, machine.spec.id.0)
+}
+
+/// `interval · factor^(n-1)`, capped, milliseconds.
+pub fn growing_ms(settings: &PlanSettings, n: u32) -> u64 {
+    let factor = if settings.retry_factor.is_finite() {
+        settings.retry_factor.max(1.0)
+    } else {
+        1.0
+    };
+    let grown = settings.retry_interval_ms as f64 * factor.powi(n.clamp(1, 64) as i32 - 1);
+    (grown as u64).min(settings.retry_interval_ms_max)
+}
+
+impl Machines {
+    pub fn get(&self, machine: u32) -> Option<&Machine> {
+        self.machines.get(machine as usize)?.as_ref()
+    }
+
+    fn get_mut(&mut self, machine: u32) -> &mut Machine {
+        self.machines[machine as usize]
+            .as_mut()
+            .expect("BUG: a machine that was never configured")
+    }
+
+    /// Takes the machines as configured now.
+    pub fn configure(
+        &mut self,
+        specs: Vec<MachineSpec>,
+        from_file: bool,
+        classes: &mut [Class],
+        now: Millis,
+        grace_ms: u64,
+    ) {
+        self.known = true;
+        self.loaded_since = if from_file {
+            self.loaded_since.or(Some(now))
+        } else {
+            None
+        };
+        for kind in &mut self.kinds {
+            if kind.machines > 0 {
+                kind.last_seen = now;
+            }
+        }
+        for machine in self.machines.iter_mut().flatten() {
+            machine.listed = false;
+        }
+        for spec in specs {
+            if spec.id.0 >= MACHINES_MAX {
+                continue;
+            }
+            let at = spec.id.0 as usize;
+            if self.machines.len() <= at {
+                self.machines.resize_with(at + 1, || None);
+            }
+            let kind = self.kind_of(&spec, classes);
+            match &mut self.machines[at] {
+                Some(machine) => {
+                    machine.listed = true;
+                    if machine.kind != kind {
+                        // Out of the old kind's sets and counts before it enters the new one's.
+                        machine.listed = false;
+                        self.refresh(at as u32, now);
+                        let machine = self.get_mut(at as u32);
+                        machine.kind = kind;
+                        machine.listed = true;
+                        machine.spec = spec;
+                    } else {
+                        machine.spec = spec;
+                    }
+                }
+                slot => {
+                    *slot = Some(Machine {
+                        spec,
+                        listed: true,
+                        kind,
+                        current: 0,
+                        failures: 0,
+                        last_counted: Millis(0),
+                        last_fault: Millis(0),
+                        until: Millis(0),
+                        last_error: None,
+                        probe: None,
+                        idle_since: now,
+                        steps_done: 0,
+                        counted: (false, false),
+                        place: Place::Nowhere,
+                    });
+                }
+            }
+        }
+        for at in 0..self.machines.len() as u32 {
+            self.refresh(at, now);
+        }
+        // Support of a class: now, if a kind with machines has it; else since the last one went.
+        for kind in &self.kinds {
+            let seen = if kind.machines > 0 {
+                now
+            } else {
+                kind.last_seen
+            };
+            for (number, class) in classes.iter_mut().enumerate() {
+                if kind.classes.has(number as u32) {
+                    class.supported_until = class.supported_until.max(Some(seen));
+                }
+            }
+        }
+        self.forget_kinds(now, grace_ms);
+        self.cover();
+    }
+
+    fn kind_of(&mut self, spec: &MachineSpec, classes: &[Class]) -> u32 {
+        let sorted = |names: &[Box<str>]| {
+            let mut names = names.to_vec();
+            names.sort_unstable();
+            names.dedup();
+            names
+        };
+        let (systems, supported, mandatory) = (
+            sorted(&spec.systems),
+            sorted(&spec.supported_features),
+            sorted(&spec.mandatory_features),
+        );
+        let same = |kind: &Kind| {
+            kind.systems == systems && kind.supported == supported && kind.mandatory == mandatory
+        };
+        if let Some(at) = self.kinds.iter().position(same) {
+            return at as u32;
+        }
+        let mut kind = Kind {
+            systems,
+            supported,
+            mandatory,
+            machines: 0,
+            usable: 0,
+            last_seen: Millis(0),
+            classes: Bits::default(),
+            free: BTreeSet::new(),
+            probes: BTreeSet::new(),
+        };
+        for (number, class) in classes.iter().enumerate() {
+            let supports = kind.supports(class);
+            kind.classes.set(number as u32, supports);
+        }
+        self.kinds.push(kind);
+        self.kinds.len() as u32 - 1
+    }
+
+    /// Kinds without machines are kept for the grace time, since new classes ask what they could do; then only
+    /// those are dropped that no machine refers to, from the end, so that numbers stay.
+    fn forget_kinds(&mut self, now: Millis, grace_ms: u64) {
+        while let Some(kind) = self.kinds.last() {
+            let last = self.kinds.len() as u32 - 1;
+            let used = self
+                .machines
+                .iter()
+                .flatten()
+                .any(|machine| machine.kind == last);
+            if kind.machines > 0 || used || now.since(kind.last_seen) <= grace_ms {
+                break;
+            }
+            self.kinds.pop();
+        }
+    }
+
+    /// Puts a machine where its standing says. Call after every change of it, and when its time has come.
+    pub fn refresh(&mut self, at: u32, now: Millis) {
+        let Some(machine) = self.machines.get_mut(at as usize).and_then(Option::as_mut) else {
+            return;
+        };
+        let configured = machine.listed && machine.spec.enabled;
+        let trusted = machine.failures == 0 || now >= machine.until;
+        let counted = (configured, configured && machine.spec.slots > 0 && trusted);
+        let takes = configured
+            && machine.current < machine.spec.slots
+            && (machine.failures == 0 || machine.probe.is_none());
+        let place = match (takes, trusted) {
+            (false, _) => Place::Nowhere,
+            (true, true) => Place::Free(machine.kind, key(machine)),
+            (true, false) => Place::Probe(machine.kind, key(machine)),
+        };
+        let (old_place, old_counted) = (machine.place, machine.counted);
+        machine.place = place;
+        machine.counted = counted;
+        let kind = &mut self.kinds[machine.kind as usize];
+        if old_counted != counted {
+            kind.machines = kind.machines + u32::from(counted.0) - u32::from(old_counted.0);
+            let before = kind.usable;
+            kind.usable = kind.usable + u32::from(counted.1) - u32::from(old_counted.1);
+            if (before == 0) != (kind.usable == 0) {
+                self.cover();
+            }
+        }
+        if old_place != place {
+            match old_place {
+                Place::Nowhere => {}
+                Place::Free(kind, key) => {
+                    self.kinds[kind as usize].free.remove(&key);
+                }
+                Place::Probe(kind, key) => {
+                    self.kinds[kind as usize].probes.remove(&key);
+                }
+            }
+            match place {
+                Place::Nowhere => {}
+                Place::Free(kind, key) => {
+                    self.kinds[kind as usize].free.insert(key);
+                }
+                Place::Probe(kind, key) => {
+                    self.kinds[kind as usize].probes.insert(key);
+                }
+            }
+        }
+    }
+
+    /// Reckons anew which classes a usable machine supports; call when there is a new class.
+    pub fn cover(&mut self) {
+        self.covered.clear();
+        for kind in self.kinds.iter().filter(|kind| kind.usable > 0) {
+            self.covered.add_all(&kind.classes);
+        }
+    }
+
+    /// The best machine that would take a step of one of the `runnable` classes.
+    pub fn best(&self, runnable: &Bits, settings: &PlanSettings, now: Millis) -> Option<Choice> {
+        let mut best: Option<Key> = None;
+        for kind in &self.kinds {
+            if let Some(&key) = kind.free.first() {
+                if best.is_none_or(|best| key < best) && kind.classes.meets(runnable, None) {
+                    best = Some(key);
+                }
+            }
+        }
+        if let Some((.., machine)) = best {
+            return Some(Choice {
+                machine,
+                probe: false,
+            });
+        }
+        for kind in self.kinds.iter().filter(|kind| !kind.probes.is_empty()) {
+            if !kind.classes.meets(runnable, Some(&self.covered)) {
+                continue;
+            }
+            let due = |key: &&Key| {
+                self.get(key.3)
+                    .is_some_and(|m| now >= m.last_fault + settings.probe_interval_ms)
+            };
+            if let Some(&key) = kind.probes.iter().find(due) {
+                if best.is_none_or(|best| key < best) {
+                    best = Some(key);
+                }
+            }
+        }
+        best.map(|(.., machine)| Choice {
+            machine,
+            probe: true,
+        })
+    }
+
+    /// The classes a choice may be given a step of: mask, and what to leave out.
+    pub fn mask(&self, choice: Choice) -> (&Bits, Option<&Bits>) {
+        let machine = self
+            .get(choice.machine)
+            .expect("BUG: a chosen machine is configured");
+        let without = choice.probe.then_some(&self.covered);
+        (&self.kinds[machine.kind as usize].classes, without)
+    }
+
+    /// A run takes a slot. True if the run is a probe.
+    pub fn occupy(&mut self, at: u32, run: RunId, now: Millis) -> bool {
+        let machine = self.get_mut(at);
+        machine.current += 1;
+        let probe = machine.failures > 0;
+        if probe {
+            assert!(machine.probe.is_none(), "BUG: two probes on one machine");
+            machine.probe = Some(run);
+        }
+        self.refresh(at, now);
+        probe
+    }
+
+    /// A run leaves its slot.
+    pub fn vacate(&mut self, at: u32, now: Millis) {
+        let machine = self.get_mut(at);
+        assert!(machine.current > 0, "BUG: a slot left twice");
+        machine.current -= 1;
+        if machine.current == 0 {
+            machine.idle_since = now;
+        }
+        self.refresh(at, now);
+    }
+
+    /// A run has ended, whatever came of it.
+    pub fn run_over(&mut self, at: u32, run: RunId, now: Millis) {
+        let machine = self.get_mut(at);
+        if machine.probe == Some(run) {
+            machine.probe = None;
+            self.refresh(at, now);
+        }
+    }
+
+    /// A run has shown that the machine works.
+    pub fn works(&mut self, at: u32, now: Millis) {
+        let machine = self.get_mut(at);
+        if machine.failures > 0 {
+            machine.failures = 0;
+            machine.until = Millis(0);
+            machine.probe = None;
+            machine.last_error = None;
+            self.refresh(at, now);
+        }
+    }
+
+    /// A fault of the machine. Returns when to look at it again (twice: for a probe, and when the delay is over)
+    /// and, if it is set aside anew, for how many milliseconds.
+    pub fn fault(
+        &mut self,
+        at: u32,
+        message: &str,
+        settings: &PlanSettings,
+        random: &mut Random,
+        now: Millis,
+    ) -> ([Millis; 2], Option<u64>) {
+        let machine = self.get_mut(at);
+        machine.last_error = Some(message.into());
+        machine.last_fault = now;
+        let mut aside = None;
+        let counts = machine.failures == 0 || now.since(machine.last_counted) >= BURST_MS;
+        if counts || machine.until <= now {
+            if counts {
+                machine.failures = machine.failures.saturating_add(1);
+                machine.last_counted = now;
+            }
+            let delay = growing_ms(settings, machine.failures) + random.below(30) * 1000;
+            machine.until = now + delay.max(1);
+            aside = Some(delay);
+        }
+        let times = [now + settings.probe_interval_ms, machine.until];
+        self.refresh(at, now);
+        (times, aside)
+    }
+
+    /// Is a machine configured (set aside or not) that supports the class?
+    pub fn supports(&self, class: u32) -> bool {
+        self.kinds
+            .iter()
+            .any(|kind| kind.machines > 0 && kind.classes.has(class))
+    }
+
+    /// Is a machine that supports the class not set aside?
+    pub fn covers(&self, class: u32) -> bool {
+        self.covered.has(class)
+    }
+
+    /// For the invariants: sets and counts agree with the machines; `held`: slots in use by runs, by machine.
+    pub fn check(&self, held: &[u32]) {
+        let (mut counted, mut usable) = (vec![0; self.kinds.len()], vec![0; self.kinds.len()]);
+        let mut placed = 0;
+        for (at, machine) in self.machines.iter().enumerate() {
+            let Some(machine) = machine else { continue };
+            assert_eq!(
+                machine.current,
+                held.get(at).copied().unwrap_or(0),
+                "BUG: slots in use on {}",
+                machine.spec.name
+            );
+            let kind = machine.kind as usize;
+            counted[kind] += u32::from(machine.counted.0);
+            usable[kind] += u32::from(machine.counted.1);
+            match machine.place {
+                Place::Nowhere => {}
+                Place::Free(kind, key) => {
+                    placed += 1;
+                    assert!(
+                        self.kinds[kind as usize].free.contains(&key),
+                        "BUG: a free machine is not in its kind's set"
+                    );
+                }
+                Place::Probe(kind, key) => {
+                    placed += 1;
+                    assert!(
+                        self.kinds[kind as usize].probes.contains(&key),
+                        "BUG: a probe is not in its kind's set"
+                    );
+                }
+            }
+        }
+        for (at, kind) in self.kinds.iter().enumerate() {
+            assert_eq!(
+                (kind.machines, kind.usable),
+                (counted[at], usable[at]),
+                "BUG: machines counted in kind {at}"
+            );
+            placed -= kind.free.len() + kind.probes.len();
+        }
+        assert_eq!(placed, 0, "BUG: a kind's set has a machine too many");
+    }
+
+    pub fn id(at: u32) -> MachineId {
+        MachineId(at)
+    }
+}

@@ -1,0 +1,383 @@
+//! Jobsets: their share of the machines' time, and sets of jobsets.
+//!
+//! Exact accounting: machine seconds by start second within the scheduling window, and their sum. Does not
+//! know steps or builds.
+
+use std::collections::BTreeMap;
+
+use hashbrown::HashTable;
+
+use crate::base::hash::FixedMap;
+use crate::model::{JobsetId, UnixSecs};
+
+/// The jobset of steps that have none: it comes last at equal global priority.
+pub const NO_JOBSET: u32 = 0;
+/// Hydra's share of a step without jobset.
+const NO_JOBSET_SHARE: f64 = 1e9;
+/// The set without members.
+pub const EMPTY_SET: u32 = 0;
+
+pub struct Jobset {
+    pub id: JobsetId,
+    pub name: Box<str>,
+    pub shares: u32,
+    announced: bool,
+    /// Machine seconds by start second; all within the window.
+    used: BTreeMap<UnixSecs, u64>,
+    /// The sum of `used`.
+    pub seconds: u64,
+    /// `seconds / shares`.
+    pub share_used: f64,
+}
+
+impl Jobset {
+    fn reckon(&mut self) {
+        self.share_used = self.seconds as f64 / f64::from(self.shares.max(1));
+    }
+
+    fn add(&mut self, start: UnixSecs, seconds: u64) {
+        if seconds > 0 {
+            *self.used.entry(start).or_default() += seconds;
+            self.seconds += seconds;
+        }
+    }
+
+    fn prune(&mut self, before: UnixSecs) {
+        let mut changed = false;
+        while let Some(oldest) = self.used.first_entry() {
+            if *oldest.key() > before {
+                break;
+            }
+            self.seconds -= oldest.remove();
+            changed = true;
+        }
+        if changed {
+            self.reckon();
+        }
+    }
+}
+
+struct Set {
+    members: Box<[u32]>,
+    refs: u32,
+}
+
+/// All jobsets ever announced, and the sets of them that steps belong to.
+pub struct Jobsets {
+    jobsets: Vec<Jobset>,
+    by_id: FixedMap<i32, u32>,
+    sets: Vec<Set>,
+    sets_free: Vec<u32>,
+    by_members: HashTable<u32>,
+    pruned_at: UnixSecs,
+    window_secs: i64,
+}
+
+impl Jobsets {
+    pub fn new(window_secs: u32) -> Jobsets {
+        let none = Jobset {
+            id: JobsetId(0),
+            name: "".into(),
+            shares: 1,
+            announced: false,
+            used: BTreeMap::new(),
+            seconds: 0,
+            share_used: NO_JOBSET_SHARE,
+        };
+        Jobsets {
+            jobsets: vec![none],
+            by_id: FixedMap::default(),
+            sets: vec![Set {
+                members: Box::default(),
+                refs: 1,
+            }],
+            sets_free: Vec::new(),
+            by_members: HashTable::new(),
+            pruned_at: UnixSecs::MIN,
+            window_secs: i64::from(window_secs),
+        }
+    }
+
+    /// All but the pseudo-jobset.
+    pub fn all(&self) -> &[Jobset] {
+        &self.jobsets[1..]
+    }
+
+    /// The lowest share used of a set's members.
+    pub fn lowest_share(&self, set: u32) -> f64 {
+        let members = &self.sets[set as usize].members;
+        let shares = members
+            .iter()
+            .map(|&jobset| self.jobsets[jobset as usize].share_used);
+        shares.min_by(f64::total_cmp).unwrap_or(NO_JOBSET_SHARE)
+    }
+
+    /// The dense number of a jobset; one that was not announced gets one share.
+    pub fn number(&mut self, id: JobsetId) -> u32 {
+        if let Some(&number) = self.by_id.get(&id.0) {
+            return number;
+        }
+        let number = self.jobsets.len() as u32;
+        self.jobsets.push(Jobset {
+            id,
+            name: format!("#{id}").into(),
+            shares: 1,
+            announced: false,
+            used: BTreeMap::new(),
+            seconds: 0,
+            share_used: 0.0,
+        });
+        self.by_id.insert(id.0, number);
+        number
+    }
+
+    /// Announces a jobset with the machine time it used. Said again, name and shares are taken and the history is
+    /// not counted twice.
+    pub fn announce(
+        &mut self,
+        id: JobsetId,
+        name: Box<str>,
+        shares: u32,
+        history: &[(UnixSecs, u32)],
+        now: UnixSecs,
+    ) {
+        let number = self.number(id);
+        let before = now - self.window_secs;
+        let jobset = &mut self.jobsets[number as usize];
+        jobset.name = name;
+        jobset.shares = shares;
+        if !jobset.announced {
+            jobset.announced = true;
+            for &(start, seconds) in history {
+                if start > before {
+                    jobset.add(start.min(now), u64::from(seconds));
+                }
+            }
+        }
+        jobset.reckon();
+    }
+
+    pub fn set_shares(&mut self, id: JobsetId, shares: u32) {
+        let number = self.number(id);
+        let jobset = &mut self.jobsets[number as usize];
+        jobset.shares = shares;
+        jobset.reckon();
+    }
+
+    pub fn set_window(&mut self, window_secs: u32) {
+        self.window_secs = i64::from(window_secs);
+        self.pruned_at = UnixSecs::MIN;
+    }
+
+    /// Forgets what lies before the window; at most once a second.
+    pub fn prune(&mut self, now: UnixSecs) {
+        if now == self.pruned_at {
+            return;
+        }
+        self.pruned_at = now;
+        let before = now - self.window_secs;
+        for jobset in &mut self.jobsets[1..] {
+            jobset.prune(before);
+        }
+    }
+
+    /// A step of these jobsets used a machine for `seconds`: an equal part for each, rounded down.
+    pub fn charge(&mut self, set: u32, start: UnixSecs, seconds: u64, now: UnixSecs) {
+        let members = &self.sets[set as usize].members;
+        if members.is_empty() {
+            return;
+        }
+        let each = seconds / members.len() as u64;
+        // A builder's clock may be ahead; what lies in the future would stay longer than the window.
+        let start = start.min(now);
+        if start <= now - self.window_secs {
+            return;
+        }
+        for &jobset in members.iter() {
+            let jobset = &mut self.jobsets[jobset as usize];
+            jobset.add(start, each);
+            jobset.reckon();
+        }
+    }
+
+    pub fn members(&self, set: u32) -> &[u32] {
+        &self.sets[set as usize].members
+    }
+
+    /// The union of two sets, with a reference for the caller; `None` if it is `a` itself.
+    pub fn union(&mut self, a: u32, b: u32) -> Option<u32> {
+        if a == b || b == EMPTY_SET {
+            return None;
+        }
+        let (mine, theirs) = (
+            &self.sets[a as usize].members,
+            &self.sets[b as usize].members,
+        );
+        if theirs
+            .iter()
+            .all(|jobset| mine.binary_search(jobset).is_ok())
+        {
+            return None;
+        }
+        if a == EMPTY_SET {
+            self.keep(b);
+            return Some(b);
+        }
+        let mut all: Vec<u32> = mine.iter().chain(theirs.iter()).copied().collect();
+        all.sort_unstable();
+        all.dedup();
+        Some(self.set_of(all))
+    }
+
+    /// The set with one member, with a reference for the caller.
+    pub fn single(&mut self, jobset: u32) -> u32 {
+        self.set_of(vec![jobset])
+    }
+
+    fn set_of(&mut self, members: Vec<u32>) -> u32 {
+        let hash = hash_members(&members);
+        if let Some(&set) = self
+            .by_members
+            .find(hash, |&set| *self.sets[set as usize].members == *members)
+        {
+            self.keep(set);
+            return set;
+        }
+        let set = Set {
+            members: members.into(),
+            refs: 1,
+        };
+        let number = match self.sets_free.pop() {
+            Some(number) => {
+                self.sets[number as usize] = set;
+                number
+            }
+            None => {
+                self.sets.push(set);
+                self.sets.len() as u32 - 1
+            }
+        };
+        let sets = &self.sets;
+        self.by_members.insert_unique(hash, number, |&set| {
+            hash_members(&sets[set as usize].members)
+        });
+        number
+    }
+
+    pub fn keep(&mut self, set: u32) {
+        if set != EMPTY_SET {
+            self.sets[set as usize].refs += 1;
+        }
+    }
+
+    /// Gives a reference back; a set without references is forgotten.
+    pub fn release(&mut self, set: u32) {
+        if set == EMPTY_SET {
+            return;
+        }
+        let slot = &mut self.sets[set as usize];
+        assert!(slot.refs > 0, "BUG: a set of jobsets released too often");
+        slot.refs -= 1;
+        if slot.refs == 0 {
+            let members = std::mem::take(&mut slot.members);
+            match self
+                .by_members
+                .find_entry(hash_members(&members), |&other| other == set)
+            {
+                Ok(entry) => {
+                    entry.remove();
+                }
+                Err(_) => panic!("BUG: a set of jobsets is not in its table"),
+            }
+            self.sets_free.push(set);
+        }
+    }
+
+    /// For the invariants: every sum is right, and references are as counted by the caller.
+    pub fn check(&self, refs: &BTreeMap<u32, u32>) {
+        for jobset in self.all() {
+            assert_eq!(
+                jobset.seconds,
+                jobset.used.values().sum::<u64>(),
+                "BUG: seconds of {} drifted",
+                jobset.name
+            );
+        }
+        for (number, set) in self.sets.iter().enumerate().skip(1) {
+            let counted = refs.get(&(number as u32)).copied().unwrap_or(0);
+            assert_eq!(
+                set.refs, counted,
+                "BUG: references to the set {number} {:?}",
+                set.members
+            );
+        }
+    }
+}
+
+fn hash_members(members: &[u32]) -> u64 {
+    use std::hash::Hasher;
+    let mut hasher = crate::base::hash::FixedHasher::default();
+    for &jobset in members {
+        hasher.write_u32(jobset);
+    }
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_window_moves_without_drift() {
+        let mut jobsets = Jobsets::new(100);
+        jobsets.announce(
+            JobsetId(7),
+            "p:j".into(),
+            10,
+            &[(-500, 50), (950, 30), (950, 20), (2_000, 1)],
+            1_000,
+        );
+        let number = jobsets.number(JobsetId(7));
+        assert_eq!(
+            jobsets.all()[0].seconds,
+            51,
+            "too old is left out, equal starts add up"
+        );
+        let set = jobsets.single(number);
+        jobsets.charge(set, 990, 9, 1_000);
+        assert_eq!(jobsets.all()[0].seconds, 60);
+        assert_eq!(jobsets.all()[0].share_used, 6.0);
+        jobsets.prune(1_050);
+        assert_eq!(jobsets.all()[0].seconds, 10);
+        jobsets.prune(1_089);
+        assert_eq!(jobsets.all()[0].seconds, 10);
+        jobsets.prune(1_090);
+        assert_eq!(jobsets.all()[0].seconds, 1);
+        jobsets.prune(1_100);
+        assert_eq!(jobsets.all()[0].seconds, 0);
+        jobsets.check(&BTreeMap::from([(set, 1)]));
+    }
+
+    #[test]
+    fn a_charge_is_divided_among_the_jobsets() {
+        let mut jobsets = Jobsets::new(100);
+        let (a, b) = (jobsets.number(JobsetId(1)), jobsets.number(JobsetId(2)));
+        let (one, two) = (jobsets.single(a), jobsets.single(b));
+        let both = jobsets.union(one, two).unwrap();
+        assert_eq!(jobsets.union(both, two), None);
+        jobsets.charge(both, 10, 7, 10);
+        assert_eq!(
+            jobsets
+                .all()
+                .iter()
+                .map(|jobset| jobset.seconds)
+                .collect::<Vec<_>>(),
+            [3, 3]
+        );
+        for set in [one, two, both] {
+            jobsets.release(set);
+        }
+        jobsets.check(&BTreeMap::new());
+        assert_eq!(jobsets.lowest_share(EMPTY_SET), 1e9);
+    }
+}
