@@ -138,6 +138,9 @@ impl Embedded {
 
     /// The server of `dir` if one runs, for commands that only ask. Starts and changes nothing.
     pub fn running(dir: &Path) -> Result<Option<DbTarget>, DbError> {
+        if !dir.exists() {
+            return Ok(None);
+        }
         let place = Place::look(dir)?;
         let running = place.running()?;
         Ok(running.map(|r| target(&place.dir, &r.socket_dir)))

@@ -110,6 +110,9 @@ pub enum StartAck {
     BuildGone,
 }
 
+/// From a run, its derivation and whether another attempt follows to the path of its log.
+pub type LogPath = Arc<dyn Fn(RunId, &str, bool) -> String + Send + Sync>;
+
 /// What the writer needs from the rest of the process.
 pub struct Surroundings {
     pub pool: Pool,
@@ -117,7 +120,7 @@ pub struct Surroundings {
     pub lock: Arc<dyn Fn() -> Option<LockProof> + Send + Sync>,
     pub machine_name: Arc<dyn Fn(MachineId) -> String + Send + Sync>,
     /// Path of the log of the current attempt of a derivation; with `keep`, moves it aside first and gives its new path.
-    pub log_path: Arc<dyn Fn(RunId, &str, bool) -> String + Send + Sync>,
+    pub log_path: LogPath,
     /// Told whenever more is committed.
     pub written: Arc<dyn Fn(Ticket) + Send + Sync>,
     /// The newest ticket up to which everything is committed.
@@ -487,7 +490,7 @@ impl Writer {
         Ok(())
     }
 
-    fn write_group(&mut self, group: &mut Vec<Entry>) -> Result<Staged, Failure> {
+    fn write_group(&mut self, group: &mut [Entry]) -> Result<Staged, Failure> {
         let mut staged = Staged::default();
         if group.iter().all(|entry| matches!(entry.body, Body::Void)) && self.status.is_none() {
             staged.done.extend(group.iter().map(|entry| entry.ticket));
@@ -636,7 +639,7 @@ struct FailRows {
 }
 
 impl GroupWork<'_, '_> {
-    fn write(&mut self, group: &mut Vec<Entry>) -> Result<(), Failure> {
+    fn write(&mut self, group: &mut [Entry]) -> Result<(), Failure> {
         let free = self.lock_builds(group)?;
         self.insert_steps(group, &free)?;
         self.update_phases(group)?;

@@ -8,20 +8,36 @@ use crate::model::{BuildId, BuildOutput, BuildStatus, MachineId, Phase, RunId, T
 #[derive(Clone, Debug)]
 pub enum Action {
     /// Ask the world about a step; answered by `Event::Facts`.
-    Inspect { question: QuestionId, drv: Arc<str> },
+    Inspect {
+        question: QuestionId,
+        drv: Arc<str>,
+    },
     /// Ask for the [`BuildOutput`] of a derivation whose outputs are all valid; answered by `Event::Described`.
-    Describe { question: QuestionId, drv: Arc<str> },
+    Describe {
+        question: QuestionId,
+        drv: Arc<str>,
+    },
     /// Read these builds' rows (those still unfinished) and send them as `Event::Builds`.
-    ReadBuilds { builds: Vec<BuildId> },
+    ReadBuilds {
+        builds: Vec<BuildId>,
+    },
     /// One `Event::Builds` has been digested; the monitor may send the next page.
     PageTaken,
     Start(Start),
     /// End this run: its step is not wanted any more.
-    Kill { run: RunId },
+    Kill {
+        run: RunId,
+    },
     /// Write to the database; acknowledged by `Event::Written`.
-    Record { ticket: Ticket, record: Record },
+    Record {
+        ticket: Ticket,
+        record: Record,
+    },
     /// One line for the operator, in Hydra's wording where people grep it.
-    Say { level: Level, text: Box<str> },
+    Say {
+        level: Level,
+        text: Box<str>,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,7 +77,12 @@ pub enum Record {
     /// Builds that failed together; split into several records when they are many.
     Fail(Fail),
     /// Builds whose derivation was collected (or cannot be used): aborted, with a message.
-    Abort { builds: Vec<BuildId>, drv: Arc<str>, message: Box<str>, at: UnixSecs },
+    Abort {
+        builds: Vec<BuildId>,
+        drv: Arc<str>,
+        message: Box<str>,
+        at: UnixSecs,
+    },
 }
 
 #[derive(Clone, Debug)]

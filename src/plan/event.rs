@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::model::{BuildId, BuildOutput, BuildStatus, JobsetId, MachineId, Phase, RunId, Ticket, UnixSecs};
+use crate::model::{
+    BuildId, BuildOutput, BuildStatus, JobsetId, MachineId, Phase, RunId, Ticket, UnixSecs,
+};
 
 /// Identifies one question the plan asked ([`super::action::Action::Inspect`],
 /// [`super::action::Action::Describe`]). Never reused.
@@ -18,32 +20,65 @@ pub struct Pass(pub u64);
 pub enum Event {
     /// A jobset seen for the first time; comes before its first build. `history` is machine time
     /// already used: (start, seconds), also older than the window, which the plan prunes.
-    Jobset { id: JobsetId, name: Box<str>, shares: u32, history: Vec<(UnixSecs, u32)> },
+    Jobset {
+        id: JobsetId,
+        name: Box<str>,
+        shares: u32,
+        history: Vec<(UnixSecs, u32)>,
+    },
     /// `Jobsets.schedulingShares` changed.
-    Shares { id: JobsetId, shares: u32 },
+    Shares {
+        id: JobsetId,
+        shares: u32,
+    },
     /// Rows of unfinished builds, at most 1,000. Known ones are ignored except for a raised
     /// priority. The plan answers with [`super::action::Action::PageTaken`] when it is ready for more.
-    Builds { rows: Vec<QueuedBuild> },
+    Builds {
+        rows: Vec<QueuedBuild>,
+    },
     /// Part of the list of *all* unfinished builds at one instant, in chunks. `written` is the newest
     /// ticket that was committed before the list was read: a build that the plan has finished with a
     /// later ticket may still be listed; one finished with an earlier ticket and listed was restarted.
     /// Builds listed and unknown are asked for with [`super::action::Action::ReadBuilds`]; after the chunk with
     /// `last`, builds known before the pass began and not listed are gone (cancelled, deleted).
-    Snapshot { pass: Pass, written: Ticket, builds: Vec<(BuildId, i32)>, last: bool },
+    Snapshot {
+        pass: Pass,
+        written: Ticket,
+        builds: Vec<(BuildId, i32)>,
+        last: bool,
+    },
     /// Announces that the monitor begins to read the list of pass `pass` now: builds ingested after this
     /// event may be missing from that list and are not gone because of it.
-    SnapshotBegins { pass: Pass },
+    SnapshotBegins {
+        pass: Pass,
+    },
     /// Answers to [`super::action::Action::Inspect`].
-    Facts { answers: Vec<(QuestionId, StepFacts)> },
+    Facts {
+        answers: Vec<(QuestionId, StepFacts)>,
+    },
     /// Answer to [`super::action::Action::Describe`]: `Err` is a message; the plan then builds the step again.
-    Described { question: QuestionId, output: Result<Arc<BuildOutput>, Box<str>> },
+    Described {
+        question: QuestionId,
+        output: Result<Arc<BuildOutput>, Box<str>>,
+    },
     /// The machines as configured now, complete. Machines not listed are removed: no new starts.
-    Machines { machines: Vec<MachineSpec>, loaded_from_file: bool },
-    RunPhase { run: RunId, phase: Phase },
+    Machines {
+        machines: Vec<MachineSpec>,
+        loaded_from_file: bool,
+    },
+    RunPhase {
+        run: RunId,
+        phase: Phase,
+    },
     /// Exactly one for every [`super::action::Action::Start`].
-    RunEnded { run: RunId, end: RunEnd },
+    RunEnded {
+        run: RunId,
+        end: RunEnd,
+    },
     /// All tickets up to and including this one are committed (or known to be void).
-    Written { upto: Ticket },
+    Written {
+        upto: Ticket,
+    },
     /// The settings that steer decisions changed (SIGHUP).
     Settings(PlanSettings),
     /// Start nothing new from now on.
@@ -134,10 +169,19 @@ pub enum Outcome {
     },
     /// The build's own, final failure. `status` is Failed, TimedOut, LogLimitExceeded,
     /// NarSizeLimitExceeded, NotDeterministic or Aborted; `can_cache` puts its outputs into FailedPaths.
-    Failed { status: BuildStatus, message: Box<str>, can_cache: bool, times_built: u32, non_deterministic: bool },
+    Failed {
+        status: BuildStatus,
+        message: Box<str>,
+        can_cache: bool,
+        times_built: u32,
+        non_deterministic: bool,
+    },
     /// The build's own failure that another try may cure: counts against the step's tries.
     /// `status` is Failed (Nix said "transient") or Aborted ("misc").
-    Transient { status: BuildStatus, message: Box<str> },
+    Transient {
+        status: BuildStatus,
+        message: Box<str>,
+    },
     /// Cannot connect, handshake, substitution, sending, a broken connection. Never counts against the step.
     MachineFault { message: Box<str> },
     /// Disk, database, local store. Never counts against the step nor the machine.

@@ -103,10 +103,6 @@ impl Jobsets {
         &self.jobsets[1..]
     }
 
-    pub fn share_used(&self, jobset: u32) -> f64 {
-        self.jobsets[jobset as usize].share_used
-    }
-
     /// The lowest share used of a set's members.
     pub fn lowest_share(&self, set: u32) -> f64 {
         let members = &self.sets[set as usize].members;
@@ -350,7 +346,7 @@ mod tests {
         let set = jobsets.single(number);
         jobsets.charge(set, 990, 9, 1_000);
         assert_eq!(jobsets.all()[0].seconds, 60);
-        assert_eq!(jobsets.share_used(number), 6.0);
+        assert_eq!(jobsets.all()[0].share_used, 6.0);
         jobsets.prune(1_050);
         assert_eq!(jobsets.all()[0].seconds, 10);
         jobsets.prune(1_089);

@@ -233,9 +233,26 @@ pub struct Config {
 /// # Errors
 /// When it cannot start; once started it goes on until told to stop.
 pub fn run(config: &Config, signals: &Receiver<Signal>) -> Result<(), Error> {
+    raise_file_limit();
     let service = start(config)?;
     service.serve(config, signals);
     Ok(())
+}
+
+/// Each running step needs half a dozen file descriptors: takes all that the system allows.
+fn raise_file_limit() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: both calls read or write the structure given to them.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 && limit.rlim_cur < limit.rlim_max
+        {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
+    }
 }
 
 struct Service {
@@ -565,7 +582,9 @@ impl Service {
     fn watch(&self, beat: Duration) {
         let (reply, answer) = bounded(1);
         let asked = self.context.plan.try_send(Inbox::Idle(reply)).is_ok();
-        if asked && answer.recv_timeout(beat).is_ok() {
+        let answered = asked && answer.recv_timeout(beat).is_ok();
+        // A full inbox is no stall as long as the plan works it off.
+        if answered || self.context.last_beat().elapsed() < beat {
             systemd::notify("WATCHDOG=1");
         } else {
             let age = self.context.last_beat().elapsed().as_secs();

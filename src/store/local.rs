@@ -192,8 +192,14 @@ impl LocalStore {
     /// # Errors
     /// A message; also when the path is not valid any more.
     pub fn export_info(&self, path: &str) -> Result<ValidPathInfo, String> {
-        self.query(path)?
-            .ok_or_else(|| format!("{path} is not in the local store any more"))
+        let info = self.query(path)?;
+        // That we built it ourselves and when is no business of another store.
+        let info = info.map(|info| ValidPathInfo {
+            ultimate: false,
+            registration_time: 0,
+            ..info
+        });
+        info.ok_or_else(|| format!("{path} is not in the local store any more"))
     }
 
     /// Gives the NAR of a valid path to `taker`, whose result comes back.

@@ -158,6 +158,11 @@ step "starting hydrad with a database of its own"
 "${in_demo[@]}" "$dir/hydrad" run --state "$dir/state" >"$dir/hydrad.log" 2>&1 </dev/null &
 pids+=($!)
 hydrad=$!
+for _ in $(seq 120); do
+    if "${in_demo[@]}" "$dir/hydrad" status --state "$dir/state" >/dev/null 2>&1; then break; fi
+    kill -0 "$hydrad" 2>/dev/null || { tail -n 20 "$dir/hydrad.log" >&2; die "hydrad does not start"; }
+    sleep 0.5
+done
 
 step "building $(grep -vc '^#' tests/demo/expected.tsv) jobs on localhost and demo-builder"
 started=$SECONDS
