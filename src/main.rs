@@ -37,8 +37,13 @@ fn start_log(cli: &Cli, serves: bool) {
         (false, 2, _) => "hydrad=debug,info",
         (false, _, _) => "trace",
     };
+    let variable = if std::env::var_os("HYDRAD_LOG").is_some() {
+        "HYDRAD_LOG"
+    } else {
+        "RUST_LOG"
+    };
     let mut logger =
-        env_logger::Builder::from_env(env_logger::Env::new().filter_or("HYDRAD_LOG", level));
+        env_logger::Builder::from_env(env_logger::Env::new().filter_or(variable, level));
     if std::env::var_os("JOURNAL_STREAM").is_some() {
         logger.format_timestamp(None);
     } else {
