@@ -35,17 +35,26 @@ impl Plan {
             if self.index.runnable_steps == 0 || !self.writer_keeps_up() {
                 return;
             }
-            let choice = self.machines.best(&self.index.runnable, &self.settings, self.now);
+            let choice = self
+                .machines
+                .best(&self.index.runnable, &self.settings, self.now);
             if self.audited && choice.is_none() {
                 assert_eq!(self.plain_choice(), None, "BUG: something could be started");
             }
             let Some(choice) = choice else { return };
             let (mask, without) = self.machines.mask(choice);
-            let best = self.index.best(mask, without, &self.graph.steps, &self.jobsets);
-            let step = best.expect("BUG: a machine was chosen for runnable steps that are not there");
+            let best = self
+                .index
+                .best(mask, without, &self.graph.steps, &self.jobsets);
+            let step =
+                best.expect("BUG: a machine was chosen for runnable steps that are not there");
             if self.audited {
                 let plain = self.plain_choice();
-                assert_eq!(Some((choice.machine, step)), plain, "BUG: not the best machine and step");
+                assert_eq!(
+                    Some((choice.machine, step)),
+                    plain,
+                    "BUG: not the best machine and step"
+                );
             }
             self.start(step, choice.machine);
         }

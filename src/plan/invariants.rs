@@ -134,7 +134,12 @@ impl Plan {
 
     /// What builds ask of a step, it asks of its dependencies.
     fn check_wishes(&self) {
-        let all = |set: u32, of: u32| self.jobsets.members(of).iter().all(|jobset| self.jobsets.members(set).contains(jobset));
+        let all = |set: u32, of: u32| {
+            self.jobsets
+                .members(of)
+                .iter()
+                .all(|jobset| self.jobsets.members(set).contains(jobset))
+        };
         for (number, slot) in self.graph.steps.iter().enumerate() {
             if slot.state == State::Free {
                 continue;
@@ -159,7 +164,11 @@ impl Plan {
                     && below.max_silent >= slot.max_silent
                     && below.timeout >= slot.timeout
                     && all(below.set, slot.set);
-                assert!(heard, "BUG: {} does not know what {drv} asks for", self.graph.drv(dep));
+                assert!(
+                    heard,
+                    "BUG: {} does not know what {drv} asks for",
+                    self.graph.drv(dep)
+                );
             }
         }
     }

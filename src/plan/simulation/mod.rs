@@ -16,7 +16,9 @@ use std::sync::Arc;
 
 use self::queue::{Fate, Queue, JOBSETS};
 use super::action::{Action, Record, Start};
-use super::event::{Event, MachineSpec, Outcome, Pass, PlanSettings, QuestionId, RunEnd, StepFacts};
+use super::event::{
+    Event, MachineSpec, Outcome, Pass, PlanSettings, QuestionId, RunEnd, StepFacts,
+};
 use super::Plan;
 use crate::base::hash::FixedMap;
 use crate::base::random::{mix, Random};
@@ -65,7 +67,11 @@ impl Config {
             machines: 1 + random.below(5) as u32,
             slots: 1 + random.below(3) as u32,
             faults: [0.0, 0.1, 0.3, 0.6][random.below(4) as usize],
-            kills: if random.chance(0.6) { Kills::Chance(0.02) } else { Kills::Never },
+            kills: if random.chance(0.6) {
+                Kills::Chance(0.02)
+            } else {
+                Kills::Never
+            },
             audit: true,
             check_every: if seed % 16 == 0 { 1 } else { 16 },
         }
@@ -91,7 +97,9 @@ pub type Turn<'a> = dyn FnMut(&mut Plan, Millis, Event, &mut Vec<Action>) + 'a;
 pub fn run(config: Config) -> Report {
     let run = || {
         let mut world = World::new(config);
-        while world.advance(1_000, &mut |plan, now, event, actions| plan.turn(now, event, actions)) {}
+        while world.advance(1_000, &mut |plan, now, event, actions| {
+            plan.turn(now, event, actions)
+        }) {}
         world.report()
     };
     match std::panic::catch_unwind(run) {
@@ -209,22 +217,38 @@ pub struct World {
 
 impl World {
     pub fn new(config: Config) -> World {
-        let queue = Queue::new(config.seed, config.steps, config.machines, config.slots, config.faults);
+        let queue = Queue::new(
+            config.seed,
+            config.steps,
+            config.machines,
+            config.slots,
+            config.faults,
+        );
         let mut random = Random::new(mix(config.seed ^ 0x5eed));
         let large = config.steps > 10_000;
         let settings = PlanSettings {
             // No step that some machine may do again is given up while machines come and go.
             unsupported_ms_max: 2 * MISCHIEF_MS,
             unwritten_tickets_max: if large { 20_000 } else { 5 + random.below(100) },
-            questions_max: if large { 4_096 } else { 1 + random.below(40) as u32 },
-            turn_budget: if large { 20_000 } else { 1 + random.below(200) as u32 },
+            questions_max: if large {
+                4_096
+            } else {
+                1 + random.below(40) as u32
+            },
+            turn_budget: if large {
+                20_000
+            } else {
+                1 + random.below(200) as u32
+            },
             ..PlanSettings::default()
         };
         let rows = (0..queue.builds.len()).map(|at| Row {
             visible: config.faults == 0.0 || random.chance(0.6),
             deleted: false,
             status: None,
-            global: queue.row(BuildId(at as i32 + 1)).map_or(0, |row| row.global_priority),
+            global: queue
+                .row(BuildId(at as i32 + 1))
+                .map_or(0, |row| row.global_priority),
             restarts: 0,
             finished_in: (0, 0),
         });
@@ -232,7 +256,9 @@ impl World {
         let machines = queue.machines.clone();
         let mut world = World {
             plan: Plan::new(settings.clone(), config.seed, BEGIN),
-            valid: (0..config.steps).map(|step| queue.fate(step) == Fate::Valid).collect(),
+            valid: (0..config.steps)
+                .map(|step| queue.fate(step) == Fate::Valid)
+                .collect(),
             failed_paths: vec![false; config.steps as usize],
             transient: FixedMap::default(),
             listed: vec![true; machines.len()],
@@ -291,6 +317,11 @@ impl World {
             start_order_hash: self.start_order_hash,
             violations: self.violations.clone(),
         }
+    }
+
+    /// Builds in the queue.
+    pub fn builds(&self) -> usize {
+        self.queue.builds.len()
     }
 
     /// Steps built or failed so far.
@@ -357,7 +388,10 @@ impl World {
 
     fn violate(&mut self, text: String) {
         let secs = self.now.since(BEGIN) / 1000;
-        self.violations.push(format!("turn {}, {secs}s, process {}: {text}", self.turns, self.process));
+        self.violations.push(format!(
+            "turn {}, {secs}s, process {}: {text}",
+            self.turns, self.process
+        ));
     }
 
     fn at(&mut self, at: Millis, what: What) {
@@ -384,11 +418,17 @@ impl World {
     fn start_process(&mut self) {
         self.process += 1;
         self.process_turns = 0;
-        self.plan = Plan::new(self.settings.clone(), mix(self.config.seed ^ u64::from(self.process)), self.now);
+        self.plan = Plan::new(
+            self.settings.clone(),
+            mix(self.config.seed ^ u64::from(self.process)),
+            self.now,
+        );
         if self.config.audit {
             self.plan.audit();
         }
-        let mischief = std::mem::take(&mut self.agenda).into_iter().filter(|(_, what)| matches!(what, What::Mischief));
+        let mischief = std::mem::take(&mut self.agenda)
+            .into_iter()
+            .filter(|(_, what)| matches!(what, What::Mischief));
         self.agenda = mischief.collect();
         self.runs.clear();
         self.running.clear();
@@ -407,8 +447,12 @@ impl World {
         self.rested = false;
         for jobset in 1..=JOBSETS as i32 {
             let id = JobsetId(jobset);
-            let event =
-                Event::Jobset { id, name: format!("p:j{jobset}").into(), shares: self.queue.shares(id), history: vec![] };
+            let event = Event::Jobset {
+                id,
+                name: format!("p:j{jobset}").into(),
+                shares: self.queue.shares(id),
+                history: vec![],
+            };
             self.at(self.now, What::Deliver(event));
         }
         let lag = self.lag(5_000);
@@ -428,7 +472,9 @@ impl World {
     fn maybe_kill(&mut self) {
         let kill = match self.config.kills {
             Kills::Never => false,
-            Kills::Chance(chance) => self.now.since(BEGIN) < MISCHIEF_MS && self.random.chance(chance),
+            Kills::Chance(chance) => {
+                self.now.since(BEGIN) < MISCHIEF_MS && self.random.chance(chance)
+            }
             Kills::At(turn) => self.turns == turn,
         };
         if kill {
@@ -467,8 +513,15 @@ impl World {
     }
 
     fn machines_event(&self) -> Event {
-        let machines = self.machines.iter().zip(&self.listed).filter(|(_, listed)| **listed);
-        Event::Machines { machines: machines.map(|(machine, _)| machine.clone()).collect(), loaded_from_file: true }
+        let machines = self
+            .machines
+            .iter()
+            .zip(&self.listed)
+            .filter(|(_, listed)| **listed);
+        Event::Machines {
+            machines: machines.map(|(machine, _)| machine.clone()).collect(),
+            loaded_from_file: true,
+        }
     }
 
     // ---- the monitor
@@ -517,15 +570,26 @@ impl World {
     fn list(&mut self, pass: Pass) {
         let rows = self.rows.iter().enumerate();
         let listed = rows.filter(|(_, row)| row.visible && !row.deleted && row.status.is_none());
-        let listed: Vec<(BuildId, i32)> = listed.map(|(at, row)| (BuildId(at as i32 + 1), row.global)).collect();
+        let listed: Vec<(BuildId, i32)> = listed
+            .map(|(at, row)| (BuildId(at as i32 + 1), row.global))
+            .collect();
         let chunk = if self.config.steps > 10_000 { 1_000 } else { 5 };
         let chunks = listed.len().div_ceil(chunk).max(1);
         for nth in 0..chunks {
             let builds = listed.chunks(chunk).nth(nth).unwrap_or(&[]).to_vec();
-            self.monitor_says(Event::Snapshot { pass, written: self.committed, builds, last: nth + 1 == chunks });
+            self.monitor_says(Event::Snapshot {
+                pass,
+                written: self.committed,
+                builds,
+                last: nth + 1 == chunks,
+            });
         }
         self.pass_under_way = false;
-        let pause = if self.config.steps > 10_000 { 900_000 } else { 5_000 + self.lag(30_000) };
+        let pause = if self.config.steps > 10_000 {
+            900_000
+        } else {
+            5_000 + self.lag(30_000)
+        };
         self.pass_at = self.monitor_time + pause;
         self.poke_monitor(pause);
     }
@@ -580,13 +644,25 @@ impl World {
             }
             13 => {
                 let id = JobsetId(1 + self.random.below(u64::from(JOBSETS)) as i32);
-                return Some(Event::Shares { id, shares: self.random.below(300) as u32 });
+                return Some(Event::Shares {
+                    id,
+                    shares: self.random.below(300) as u32,
+                });
             }
             14 => {
                 // Answers to questions that were never asked, and the end of a run that never was.
-                let answers = vec![(QuestionId(1 << 40), StepFacts::Valid), (QuestionId(0), StepFacts::Collected)];
+                let answers = vec![
+                    (QuestionId(1 << 40), StepFacts::Valid),
+                    (QuestionId(0), StepFacts::Collected),
+                ];
                 let run = RunId(1 << 40);
-                self.at(self.now, What::Deliver(Event::RunPhase { run, phase: Phase::Building }));
+                self.at(
+                    self.now,
+                    What::Deliver(Event::RunPhase {
+                        run,
+                        phase: Phase::Building,
+                    }),
+                );
                 return Some(Event::Facts { answers });
             }
             _ => self.poke_monitor(0),
@@ -622,7 +698,9 @@ impl World {
                     self.facts.push((question, facts));
                 } else {
                     let lag = self.lag(4_000);
-                    let event = Event::Facts { answers: vec![(question, facts)] };
+                    let event = Event::Facts {
+                        answers: vec![(question, facts)],
+                    };
                     if self.mishap(0.05) {
                         let again = self.lag(4_000);
                         self.at(self.now + lag + again, What::Deliver(event.clone()));
@@ -636,9 +714,16 @@ impl World {
                 if !step.is_some_and(|step| self.valid[step as usize]) {
                     self.violate(format!("wants {drv} described, which is not valid"));
                 }
-                let output = if self.mishap(0.3) { Err("no space left".into()) } else { Ok(self.output.clone()) };
+                let output = if self.mishap(0.3) {
+                    Err("no space left".into())
+                } else {
+                    Ok(self.output.clone())
+                };
                 let lag = self.lag(2_000);
-                self.at(self.now + lag, What::Deliver(Event::Described { question, output }));
+                self.at(
+                    self.now + lag,
+                    What::Deliver(Event::Described { question, output }),
+                );
             }
             Action::ReadBuilds { builds } => {
                 if builds.is_empty() || builds.len() > 1_000 {
@@ -675,14 +760,20 @@ impl World {
     fn count_question(&mut self) {
         self.open_questions += 1;
         // A duplicate answer may have been counted as the answer to another.
-        if self.open_questions > u64::from(self.settings.questions_max) && self.config.faults == 0.0 {
+        if self.open_questions > u64::from(self.settings.questions_max) && self.config.faults == 0.0
+        {
             self.violate(format!("{} questions under way", self.open_questions));
         }
     }
 
     fn flush_facts(&mut self) {
         for answers in std::mem::take(&mut self.facts).chunks(256) {
-            self.at(self.now, What::Deliver(Event::Facts { answers: answers.to_vec() }));
+            self.at(
+                self.now,
+                What::Deliver(Event::Facts {
+                    answers: answers.to_vec(),
+                }),
+            );
         }
     }
 
@@ -692,7 +783,9 @@ impl World {
         }
         match self.queue.fate(step) {
             Fate::Collected => StepFacts::Collected,
-            Fate::Unreadable => StepFacts::Unreadable { message: "no such builder".into() },
+            Fate::Unreadable => StepFacts::Unreadable {
+                message: "no such builder".into(),
+            },
             _ if self.failed_paths[step as usize] => StepFacts::FailedBefore,
             _ => StepFacts::Needed(self.queue.spec(step)),
         }
@@ -705,27 +798,47 @@ impl World {
         self.last_ticket = ticket;
         if !self.commit_due {
             self.commit_due = true;
-            let lag = if self.config.faults == 0.0 { 100 } else { self.lag(8_000) };
+            let lag = if self.config.faults == 0.0 {
+                100
+            } else {
+                self.lag(8_000)
+            };
             self.at(self.now + lag, What::Commit);
         }
     }
 
     fn start(&mut self, start: Start) {
         self.take_ticket(start.ticket);
-        let Start { run, drv, machine, .. } = start;
-        self.writing.push_back(Writing { ticket: start.ticket, record: None, step: 0 });
+        let Start {
+            run, drv, machine, ..
+        } = start;
+        self.writing.push_back(Writing {
+            ticket: start.ticket,
+            record: None,
+            step: 0,
+        });
         let Some(step) = self.queue.step_of(&drv) else {
             return self.violate(format!("starts {drv}, which is not in the queue"));
         };
         self.starts += 1;
-        self.start_order_hash = mix(self.start_order_hash ^ mix(u64::from(step) << 32 | u64::from(machine.0)));
-        if let Some(input) = self.queue.inputs(step).into_iter().find(|&input| !self.valid[input as usize]) {
-            self.violate(format!("starts step {step} before its input {input} is valid"));
+        self.start_order_hash =
+            mix(self.start_order_hash ^ mix(u64::from(step) << 32 | u64::from(machine.0)));
+        if let Some(input) = self
+            .queue
+            .inputs(step)
+            .into_iter()
+            .find(|&input| !self.valid[input as usize])
+        {
+            self.violate(format!(
+                "starts step {step} before its input {input} is valid"
+            ));
         }
         if self.running.insert(step, run.0).is_some() {
             self.violate(format!("starts step {step}, which runs already"));
         }
-        if self.last_ticket.0 - self.committed.0 > self.settings.unwritten_tickets_max + 2 && self.committed.0 > 0 {
+        if self.last_ticket.0 - self.committed.0 > self.settings.unwritten_tickets_max + 2
+            && self.committed.0 > 0
+        {
             self.violate("starts a step with too much unwritten".into());
         }
         let spec = self.queue.spec(step);
@@ -742,18 +855,31 @@ impl World {
             && spec.required_features.iter().all(has)
             && host.mandatory_features.iter().all(wants);
         if !able || !host.enabled || !self.listed[at] || self.in_slots[at] > host.slots {
-            let text = format!("starts step {step} on {}, which should not get it ({})", host.name, self.in_slots[at]);
+            let text = format!(
+                "starts step {step} on {}, which should not get it ({})",
+                host.name, self.in_slots[at]
+            );
             self.violate(text);
         }
         let primary = self.queue.step_of_build(start.primary);
         let announced = |&id: &BuildId| self.queue.step_of_build(id) == Some(step);
         let primary_wants = primary.is_some_and(|top| self.depends(top, step));
         if !start.announce.iter().all(announced) || !primary_wants || start.wanted_by == 0 {
-            self.violate(format!("starts step {step} for build {}, {:?}", start.primary, start.announce));
+            self.violate(format!(
+                "starts step {step} for build {}, {:?}",
+                start.primary, start.announce
+            ));
         }
         let began = self.now;
-        let world_run =
-            Run { step, machine: machine.0, stage: 0, phase: Phase::Preparing, killed: false, ended: false, began };
+        let world_run = Run {
+            step,
+            machine: machine.0,
+            stage: 0,
+            phase: Phase::Preparing,
+            killed: false,
+            ended: false,
+            began,
+        };
         self.runs.insert(run.0, world_run);
         let lag = 50 + self.lag(2_000);
         self.at(self.now + lag, What::Run(run, 0));
@@ -768,7 +894,10 @@ impl World {
         found[top as usize] = true;
         for at in (0..=top).rev() {
             if found[at as usize] {
-                self.queue.inputs(at).into_iter().for_each(|input| found[input as usize] = true);
+                self.queue
+                    .inputs(at)
+                    .into_iter()
+                    .for_each(|input| found[input as usize] = true);
             }
         }
         found.get(step as usize).copied().unwrap_or(false)
@@ -779,18 +908,36 @@ impl World {
         if run.stage != stage || run.ended {
             return None;
         }
-        let (step, machine, phase, killed) = (run.step, run.machine as usize, run.phase, run.killed);
+        let (step, machine, phase, killed) =
+            (run.step, run.machine as usize, run.phase, run.killed);
         if killed && (self.config.faults == 0.0 || self.random.chance(0.7)) {
             return self.end(id, Outcome::Cancelled);
         }
         if killed && self.random.chance(0.5) {
-            return self.end(id, Outcome::MachineFault { message: "the connection broke".into() });
+            return self.end(
+                id,
+                Outcome::MachineFault {
+                    message: "the connection broke".into(),
+                },
+            );
         }
-        if phase < Phase::ReceivingOutputs && (self.now < self.down_until[machine] || self.mishap(0.03)) {
-            return self.end(id, Outcome::MachineFault { message: "cannot connect".into() });
+        if phase < Phase::ReceivingOutputs
+            && (self.now < self.down_until[machine] || self.mishap(0.03))
+        {
+            return self.end(
+                id,
+                Outcome::MachineFault {
+                    message: "cannot connect".into(),
+                },
+            );
         }
         if self.mishap(0.03) {
-            return self.end(id, Outcome::OurFault { message: "no space left on device".into() });
+            return self.end(
+                id,
+                Outcome::OurFault {
+                    message: "no space left on device".into(),
+                },
+            );
         }
         let fate = self.queue.fate(step);
         if phase == Phase::Preparing && fate == Fate::CollectedLate {
@@ -799,19 +946,34 @@ impl World {
         let speed = f64::from(self.queue.machines[machine].speed_factor.max(0.1));
         let (next, delay) = match phase {
             Phase::Preparing => (Phase::SendingInputs, 500 + self.lag(3_000)),
-            Phase::Connecting | Phase::SendingInputs => {
-                (Phase::Building, (self.queue.secs(step) as f64 * 1000.0 / speed) as u64)
-            }
+            Phase::Connecting | Phase::SendingInputs => (
+                Phase::Building,
+                (self.queue.secs(step) as f64 * 1000.0 / speed) as u64,
+            ),
             Phase::Building => match fate {
                 Fate::Fails { status, can_cache } => {
                     let message = "builder failed with exit code 1".into();
-                    let failed = Outcome::Failed { status, message, can_cache, times_built: 1, non_deterministic: false };
+                    let failed = Outcome::Failed {
+                        status,
+                        message,
+                        can_cache,
+                        times_built: 1,
+                        non_deterministic: false,
+                    };
                     return self.end(id, failed);
                 }
-                Fate::Transient(tries) if self.transient.get(&step).copied().unwrap_or(0) < tries => {
+                Fate::Transient(tries)
+                    if self.transient.get(&step).copied().unwrap_or(0) < tries =>
+                {
                     *self.transient.entry(step).or_default() += 1;
                     let message = "transient".into();
-                    return self.end(id, Outcome::Transient { status: BuildStatus::Failed, message });
+                    return self.end(
+                        id,
+                        Outcome::Transient {
+                            status: BuildStatus::Failed,
+                            message,
+                        },
+                    );
                 }
                 // Small outputs are received in no time.
                 _ if self.lag(3) == 3 => return self.end_built(id),
@@ -827,7 +989,10 @@ impl World {
             self.in_slots[machine] -= 1;
         }
         self.at(self.now + delay, What::Run(id, stage));
-        Some(Event::RunPhase { run: id, phase: next })
+        Some(Event::RunPhase {
+            run: id,
+            phase: next,
+        })
     }
 
     fn end_built(&mut self, id: RunId) -> Option<Event> {
@@ -835,14 +1000,28 @@ impl World {
         self.valid[step as usize] = true;
         let cached = self.mishap(0.1);
         let output = self.output.clone();
-        self.end(id, Outcome::Built { output, cached, times_built: 1, non_deterministic: false })
+        self.end(
+            id,
+            Outcome::Built {
+                output,
+                cached,
+                times_built: 1,
+                non_deterministic: false,
+            },
+        )
     }
 
     fn end(&mut self, id: RunId, outcome: Outcome) -> Option<Event> {
         let lag = self.lag(1_500);
         let run = self.runs.get_mut(&id.0)?;
         run.ended = true;
-        let end = RunEnd { outcome, start: run.began.secs(), stop: self.now.secs(), overhead_ms: 500, has_log: true };
+        let end = RunEnd {
+            outcome,
+            start: run.began.secs(),
+            stop: self.now.secs(),
+            overhead_ms: 500,
+            has_log: true,
+        };
         let event = Event::RunEnded { run: id, end };
         if lag > 0 {
             // What comes from the machine's side is over; the plan hears of it later.
@@ -882,7 +1061,11 @@ impl World {
             Record::Succeed(succeed) => {
                 for &(id, _) in &succeed.builds {
                     self.finishes(id);
-                    if !self.queue.step_of_build(id).is_some_and(|step| self.valid[step as usize]) {
+                    if !self
+                        .queue
+                        .step_of_build(id)
+                        .is_some_and(|step| self.valid[step as usize])
+                    {
                         self.violate(format!("build {id} succeeds without its output"));
                     }
                 }
@@ -900,7 +1083,11 @@ impl World {
             }
             Record::Abort { builds, .. } => builds.iter().for_each(|&id| self.finishes(id)),
         }
-        self.writing.push_back(Writing { ticket, record: Some(record), step: failed_step });
+        self.writing.push_back(Writing {
+            ticket,
+            record: Some(record),
+            step: failed_step,
+        });
     }
 
     /// The plan finishes a build: once, unless it was restarted.
@@ -917,18 +1104,34 @@ impl World {
     }
 
     fn commit(&mut self) -> Option<Event> {
-        let most = if self.config.faults == 0.0 { u64::MAX } else { 1 + self.random.below(20) };
+        let most = if self.config.faults == 0.0 {
+            u64::MAX
+        } else {
+            1 + self.random.below(20)
+        };
         for _ in 0..most {
-            let Some(writing) = self.writing.pop_front() else { break };
+            let Some(writing) = self.writing.pop_front() else {
+                break;
+            };
             self.committed = writing.ticket;
             match writing.record {
-                Some(Record::FinishStep(finish)) => self.failed_paths[writing.step as usize] |= finish.cache_failure,
-                Some(Record::Succeed(succeed)) => {
-                    succeed.builds.iter().for_each(|&(id, _)| self.finish_row(id, BuildStatus::Succeeded));
+                Some(Record::FinishStep(finish)) => {
+                    self.failed_paths[writing.step as usize] |= finish.cache_failure
                 }
-                Some(Record::Fail(fail)) => fail.builds.iter().for_each(|build| self.finish_row(build.id, build.status)),
+                Some(Record::Succeed(succeed)) => {
+                    succeed
+                        .builds
+                        .iter()
+                        .for_each(|&(id, _)| self.finish_row(id, BuildStatus::Succeeded));
+                }
+                Some(Record::Fail(fail)) => fail
+                    .builds
+                    .iter()
+                    .for_each(|build| self.finish_row(build.id, build.status)),
                 Some(Record::Abort { builds, .. }) => {
-                    builds.iter().for_each(|&id| self.finish_row(id, BuildStatus::Aborted));
+                    builds
+                        .iter()
+                        .for_each(|&id| self.finish_row(id, BuildStatus::Aborted));
                 }
                 Some(Record::Phase { .. }) | None => {}
             }
@@ -938,7 +1141,9 @@ impl World {
             let lag = self.lag(8_000);
             self.at(self.now + lag, What::Commit);
         }
-        let event = Event::Written { upto: self.committed };
+        let event = Event::Written {
+            upto: self.committed,
+        };
         let lag = self.lag(1_000);
         if lag > 0 {
             self.at(self.now + lag, What::Deliver(event));
@@ -965,7 +1170,10 @@ impl World {
             && !self.pass_under_way
             && self.monitor_time <= self.now
             && self.now < self.pass_at
-            && self.rows.iter().all(|row| row.deleted || row.status.is_some())
+            && self
+                .rows
+                .iter()
+                .all(|row| row.deleted || row.status.is_some())
     }
 
     fn judge(&mut self) {
@@ -985,12 +1193,17 @@ impl World {
             }
             let own = match fate {
                 Fate::Good | Fate::Valid => 0,
-                Fate::Fails { status: BuildStatus::Failed, .. } => OWN,
+                Fate::Fails {
+                    status: BuildStatus::Failed,
+                    ..
+                } => OWN,
                 // The next to ask is told of a cached failure.
                 Fate::Fails { status, can_cache } => bit(status) | if can_cache { OWN } else { 0 },
                 Fate::Transient(tries) if tries < self.settings.tries_max => 0,
                 Fate::Transient(_) => OWN,
-                Fate::Collected | Fate::CollectedLate | Fate::Unreadable => bit(BuildStatus::Aborted),
+                Fate::Collected | Fate::CollectedLate | Fate::Unreadable => {
+                    bit(BuildStatus::Aborted)
+                }
                 Fate::Unsupported => bit(BuildStatus::Unsupported),
             };
             blame[step as usize] = mask | own;
@@ -1012,14 +1225,20 @@ impl World {
             };
             if !right {
                 let why = self.plan.why(self.now, id);
-                self.violate(format!("build {id} of step {step} ends as {:?}, deserved {deserved:x}; {why:?}", row.status));
+                self.violate(format!(
+                    "build {id} of step {step} ends as {:?}, deserved {deserved:x}; {why:?}",
+                    row.status
+                ));
                 if self.violations.len() >= VIOLATIONS_KEPT {
                     return;
                 }
             }
         }
         let snapshot = self.plan.snapshot(self.now);
-        let left = snapshot.builds_queued + snapshot.builds_asked + snapshot.steps_unfinished + snapshot.runs_active;
+        let left = snapshot.builds_queued
+            + snapshot.builds_asked
+            + snapshot.steps_unfinished
+            + snapshot.runs_active;
         if left > 0 || !self.plan.is_idle() {
             self.violate(format!("something is left: {snapshot:?}"));
         }
@@ -1042,8 +1261,15 @@ mod tests {
 
     #[test]
     fn small_worlds_with_faults_and_kills() {
-        let failed: Vec<(u64, Vec<String>)> =
-            (0..300).map(|seed| (seed, run(Config::small(seed)).violations)).filter(|(_, v)| !v.is_empty()).collect();
-        assert!(failed.is_empty(), "{} seeds; {:#?}", failed.len(), &failed[..failed.len().min(3)]);
+        let failed: Vec<(u64, Vec<String>)> = (0..300)
+            .map(|seed| (seed, run(Config::small(seed)).violations))
+            .filter(|(_, v)| !v.is_empty())
+            .collect();
+        assert!(
+            failed.is_empty(),
+            "{} seeds; {:#?}",
+            failed.len(),
+            &failed[..failed.len().min(3)]
+        );
     }
 }

@@ -15,7 +15,10 @@ const POPULAR: u64 = 48;
 pub enum Fate {
     Good,
     /// Fails for good with this status.
-    Fails { status: BuildStatus, can_cache: bool },
+    Fails {
+        status: BuildStatus,
+        can_cache: bool,
+    },
     /// Fails this often in a way that another try may cure.
     Transient(u32),
     /// Its derivation is gone when it is inspected.
@@ -57,11 +60,23 @@ impl Queue {
                 break;
             }
         }
-        let mut queue = Queue { seed, steps, layer, stride, unstride, machines: Vec::new(), faults, builds: Vec::new() };
-        queue.machines = (0..machines.max(1)).map(|at| queue.machine(at, slots.max(1))).collect();
+        let mut queue = Queue {
+            seed,
+            steps,
+            layer,
+            stride,
+            unstride,
+            machines: Vec::new(),
+            faults,
+            builds: Vec::new(),
+        };
+        queue.machines = (0..machines.max(1))
+            .map(|at| queue.machine(at, slots.max(1)))
+            .collect();
         let last_layer = (layers - 1) * layer;
         for step in 0..steps {
-            let top = step >= last_layer || queue.parent(step).is_none() || queue.hash(step, 1) % 16 == 0;
+            let top =
+                step >= last_layer || queue.parent(step).is_none() || queue.hash(step, 1) % 16 == 0;
             if top {
                 queue.builds.push(step);
                 // The same derivation is often the job of two jobsets.
@@ -82,7 +97,12 @@ impl Queue {
     }
 
     fn machine(&self, at: u32, slots: u32) -> MachineSpec {
-        let words = |words: &[&str]| words.iter().map(|&word| word.into()).collect::<Vec<Box<str>>>();
+        let words = |words: &[&str]| {
+            words
+                .iter()
+                .map(|&word| word.into())
+                .collect::<Vec<Box<str>>>()
+        };
         let systems = match at % 10 {
             0..=6 => words(&["x86_64-linux", "i686-linux"]),
             7 | 8 => words(&["aarch64-linux"]),
@@ -150,7 +170,9 @@ impl Queue {
 
     /// What a step depends on: about ten steps of lower layers, without duplicates.
     pub fn inputs(&self, step: u32) -> Vec<u32> {
-        let Some(child) = self.child(step) else { return Vec::new() };
+        let Some(child) = self.child(step) else {
+            return Vec::new();
+        };
         let mut inputs = vec![child];
         let below = u64::from(step / self.layer * self.layer);
         let last = below - u64::from(self.layer);
@@ -161,7 +183,10 @@ impl Queue {
                 // Nearby in the layer below.
                 0 | 1 => last + (u64::from(child) - last + word % 256) % u64::from(self.layer),
                 // A compiler or the like.
-                2 => word % (below / u64::from(self.layer)) * u64::from(self.layer) + (word >> 32) % POPULAR,
+                2 => {
+                    word % (below / u64::from(self.layer)) * u64::from(self.layer)
+                        + (word >> 32) % POPULAR
+                }
                 _ => word % below,
             };
             inputs.push((input % below) as u32);
@@ -175,13 +200,22 @@ impl Queue {
         // What some machine has, so that it can be built.
         let machine = &self.machines[(self.hash(step, 8) % self.machines.len() as u64) as usize];
         let word = self.hash(step, 9);
-        let local = machine.mandatory_features.iter().any(|feature| &**feature == "local");
+        let local = machine
+            .mandatory_features
+            .iter()
+            .any(|feature| &**feature == "local");
         let mut features: Vec<Box<str>> = match word % 12 {
             0 => machine.supported_features.iter().take(1).cloned().collect(),
             1 => machine.supported_features.clone(),
             _ => Vec::new(),
         };
-        features.extend(machine.mandatory_features.iter().filter(|feature| &***feature != "local").cloned());
+        features.extend(
+            machine
+                .mandatory_features
+                .iter()
+                .filter(|feature| &***feature != "local")
+                .cloned(),
+        );
         features.sort_unstable();
         features.dedup();
         let mut platform = machine.systems[(word >> 8) as usize % machine.systems.len()].clone();
@@ -195,7 +229,11 @@ impl Queue {
             platform,
             required_features: features,
             prefer_local: local || (word >> 24) % 40 == 0,
-            inputs: self.inputs(step).into_iter().map(|input| self.drv(input).into()).collect(),
+            inputs: self
+                .inputs(step)
+                .into_iter()
+                .map(|input| self.drv(input).into())
+                .collect(),
         }
     }
 
@@ -204,10 +242,22 @@ impl Queue {
             return Fate::Good;
         }
         match self.hash(step, 11) % 16 {
-            0 => Fate::Fails { status: BuildStatus::Failed, can_cache: true },
-            1 => Fate::Fails { status: BuildStatus::TimedOut, can_cache: false },
-            2 => Fate::Fails { status: BuildStatus::NarSizeLimitExceeded, can_cache: false },
-            3 => Fate::Fails { status: BuildStatus::NotDeterministic, can_cache: true },
+            0 => Fate::Fails {
+                status: BuildStatus::Failed,
+                can_cache: true,
+            },
+            1 => Fate::Fails {
+                status: BuildStatus::TimedOut,
+                can_cache: false,
+            },
+            2 => Fate::Fails {
+                status: BuildStatus::NarSizeLimitExceeded,
+                can_cache: false,
+            },
+            3 => Fate::Fails {
+                status: BuildStatus::NotDeterministic,
+                can_cache: true,
+            },
             4 => Fate::Transient(1_000_000),
             5 => Fate::Collected,
             6 => Fate::CollectedLate,
@@ -228,7 +278,9 @@ impl Queue {
     }
 
     pub fn step_of_build(&self, id: BuildId) -> Option<u32> {
-        self.builds.get(usize::try_from(id.0).ok()?.checked_sub(1)?).copied()
+        self.builds
+            .get(usize::try_from(id.0).ok()?.checked_sub(1)?)
+            .copied()
     }
 
     /// The row of a build; jobsets hold neighbouring steps, as evaluations do.
@@ -242,7 +294,11 @@ impl Queue {
             drv: self.drv(step).into(),
             max_silent_secs: [0, 3_600, 7_200][(word % 3) as usize],
             timeout_secs: [36_000, 0, 72_000][(word / 4 % 3) as usize],
-            global_priority: if word % 200 == 0 { 1 + (word % 5) as i32 } else { 0 },
+            global_priority: if word % 200 == 0 {
+                1 + (word % 5) as i32
+            } else {
+                0
+            },
             local_priority: if word / 256 % 8 == 0 { 10 } else { 100 },
         })
     }
@@ -275,7 +331,10 @@ mod tests {
                 wanted[step as usize] = true;
             }
             for step in (0..steps).rev() {
-                assert!(wanted[step as usize], "seed {seed}: nobody wants step {step} of {steps}");
+                assert!(
+                    wanted[step as usize],
+                    "seed {seed}: nobody wants step {step} of {steps}"
+                );
                 for input in queue.inputs(step) {
                     assert!(input < step);
                     wanted[input as usize] = true;
