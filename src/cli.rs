@@ -42,6 +42,7 @@ pub enum Command {
     Enqueue(admin::enqueue::EnqueueArgs),
     Status(admin::status::StatusArgs),
     Log(admin::log::LogArgs),
+    Simulate(admin::simulate::SimulateArgs),
 }
 
 /// Run all configured services in one process

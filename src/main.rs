@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         Command::Enqueue(args) => admin::enqueue::run(&args),
         Command::Status(args) => admin::status::run(&args),
         Command::Log(args) => admin::log::run(&args),
+        Command::Simulate(args) => admin::simulate::run(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("hydrad: {error:#}");

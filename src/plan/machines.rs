@@ -74,7 +74,7 @@ pub struct Machine {
     /// Consecutive faults; 0 is in good standing.
     pub failures: u32,
     last_counted: Millis,
-    last_fault: Millis,
+    pub last_fault: Millis,
     /// Set aside until then.
     pub until: Millis,
     pub last_error: Option<Box<str>>,
