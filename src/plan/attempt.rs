@@ -10,7 +10,7 @@ use super::event::{Outcome, RunEnd};
 use super::fail::{Cause, FailedRun};
 use super::graph::State;
 use super::ingest::limit_secs;
-use super::machines::{growing_ms, Machines};
+use super::machines::{growing_ms, jitter_ms, Machines};
 use super::runs::Run;
 use super::{Plan, Timer};
 use crate::model::{BuildStatus, MachineId, Phase, RunId};
@@ -233,7 +233,8 @@ impl Plan {
                 self.record(Record::FinishStep(finish));
                 self.totals.retries += 1;
                 self.totals.tries_most = self.totals.tries_most.max(tries);
-                let delay = growing_ms(&self.settings, tries) + self.random.below(10) * 1000;
+                let delay = growing_ms(&self.settings, tries)
+                    + jitter_ms(&self.settings, 10, &mut self.random);
                 let text = format!(
                     "possibly transient failure building ‘{}’ on ‘{}’: {message}",
                     self.graph.drv(step),
@@ -277,7 +278,8 @@ impl Plan {
                     let slot = self.graph.step_mut(step);
                     slot.put_off = slot.put_off.saturating_add(1);
                     let put_off = u32::from(slot.put_off);
-                    let delay = growing_ms(&self.settings, put_off) + self.random.below(10) * 1000;
+                    let delay = growing_ms(&self.settings, put_off)
+                        + jitter_ms(&self.settings, 10, &mut self.random);
                     self.defer(step, delay);
                 } else {
                     self.free_step(step);

@@ -133,6 +133,11 @@ pub fn growing_ms(settings: &PlanSettings, n: u32) -> u64 {
     (grown as u64).min(settings.retry_interval_ms_max)
 }
 
+/// Hydra's `random() % secs` seconds beside its interval of 60 s; as much less as the interval is shorter.
+pub fn jitter_ms(settings: &PlanSettings, secs: u64, random: &mut Random) -> u64 {
+    random.below(secs).saturating_mul(settings.retry_interval_ms) / 60
+}
+
 impl Machines {
     pub fn get(&self, machine: u32) -> Option<&Machine> {
         self.machines.get(machine as usize)?.as_ref()
@@ -453,7 +458,7 @@ impl Machines {
                 machine.failures = machine.failures.saturating_add(1);
                 machine.last_counted = now;
             }
-            let delay = growing_ms(settings, machine.failures) + random.below(30) * 1000;
+            let delay = growing_ms(settings, machine.failures) + jitter_ms(settings, 30, random);
             machine.until = now + delay.max(1);
             aside = Some(delay);
         }
