@@ -222,13 +222,38 @@ impl Writer {
                 return;
             }
             let group = self.next_group(&mut waiting);
-            if group.is_empty() && self.status.is_none() {
-                continue;
+            if !group.is_empty() {
+                self.write(group);
             }
-            self.write(group);
+            if let Some(status) = self.status.take() {
+                self.write_status(&status);
+            }
             if waiting.is_empty() {
                 phase_since = None;
             }
+        }
+    }
+
+    /// Replaces the status row, in a transaction of its own: whoever asked asks again if it fails.
+    fn write_status(&mut self, status: &str) {
+        if (self.around.lock)().is_none() {
+            return;
+        }
+        let written = (|| {
+            let mut conn = self.around.pool.get(Duration::from_secs(5))?;
+            let mut tx = conn.transaction()?;
+            tx.execute(
+                include_str!("../../sql/queue/replace_system_status.sql"),
+                &[&status],
+            )?;
+            tx.query(
+                include_str!("../../sql/queue/notify_all.sql"),
+                &[&vec!["status_dumped"], &vec![""]],
+            )?;
+            tx.commit()
+        })();
+        if let Err(error) = written {
+            log::error!("the status row could not be written: {error}");
         }
     }
 
@@ -241,6 +266,7 @@ impl Writer {
     ) {
         loop {
             let urgent = self.status.is_some()
+                || self.stop.is_some()
                 || waiting.iter().any(|entry| {
                     !matches!(entry.body, Body::Record(Record::Phase { .. }) | Body::Void)
                 });
@@ -250,7 +276,7 @@ impl Writer {
             } else {
                 let phase = phase_since.map(|since| since + PHASE_DELAY);
                 let deferred = self.deferred.front().map(|(at, _)| *at);
-                [phase, deferred, self.stop]
+                [phase, deferred]
                     .into_iter()
                     .flatten()
                     .min()
@@ -387,11 +413,7 @@ impl Writer {
             self.defer(group);
             return;
         }
-        let Some(entry) = group.pop() else {
-            log::error!("the status row could not be written: {error}");
-            self.status = None;
-            return;
-        };
+        let Some(entry) = group.pop() else { return };
         log::error!(
             "a database record is given up: {error}; it was {}",
             describe(&entry.body)
@@ -412,7 +434,6 @@ impl Writer {
     }
 
     fn commit(&mut self, staged: Staged) {
-        self.status = None;
         self.counters.extend(staged.counters);
         for build in staged.finished.iter().chain(&staged.gone) {
             self.counters.remove(build);
@@ -492,7 +513,7 @@ impl Writer {
 
     fn write_group(&mut self, group: &mut [Entry]) -> Result<Staged, Failure> {
         let mut staged = Staged::default();
-        if group.iter().all(|entry| matches!(entry.body, Body::Void)) && self.status.is_none() {
+        if group.iter().all(|entry| matches!(entry.body, Body::Void)) {
             staged.done.extend(group.iter().map(|entry| entry.ticket));
             return Ok(staged);
         }
@@ -649,13 +670,6 @@ impl GroupWork<'_, '_> {
         // The notifications follow the order of the records.
         for entry in group.iter() {
             self.announce(&entry.body, &free, &finished);
-        }
-        if let Some(status) = &self.writer.status {
-            self.tx.execute(
-                include_str!("../../sql/queue/replace_system_status.sql"),
-                &[status],
-            )?;
-            self.notify.push(("status_dumped", String::new()));
         }
         if !self.notify.is_empty() {
             let (channels, payloads): (Vec<&str>, Vec<&str>) = self

@@ -10,7 +10,7 @@ use super::event::{Outcome, RunEnd};
 use super::fail::{Cause, FailedRun};
 use super::graph::State;
 use super::ingest::limit_secs;
-use super::machines::{growing_ms, Machines};
+use super::machines::{growing_ms, jitter_ms, Machines};
 use super::runs::Run;
 use super::{Plan, Timer};
 use crate::model::{BuildStatus, MachineId, Phase, RunId};
@@ -27,22 +27,35 @@ impl Plan {
         if self.stopped || !self.machines.known {
             return;
         }
+        if !self.failing.is_empty() || !self.unwanted.is_empty() {
+            // Half a failure or a drop: some runnable steps may be wanted by nobody. The next turn goes on.
+            return;
+        }
         for _ in 0..STARTS_PER_TURN {
             if self.index.runnable_steps == 0 || !self.writer_keeps_up() {
                 return;
             }
-            let Some(choice) = self
+            let choice = self
                 .machines
-                .best(&self.index.runnable, &self.settings, self.now)
-            else {
-                return;
-            };
+                .best(&self.index.runnable, &self.settings, self.now);
+            if self.audited && choice.is_none() {
+                assert_eq!(self.plain_choice(), None, "BUG: something could be started");
+            }
+            let Some(choice) = choice else { return };
             let (mask, without) = self.machines.mask(choice);
             let best = self
                 .index
                 .best(mask, without, &self.graph.steps, &self.jobsets);
             let step =
                 best.expect("BUG: a machine was chosen for runnable steps that are not there");
+            if self.audited {
+                let plain = self.plain_choice();
+                assert_eq!(
+                    Some((choice.machine, step)),
+                    plain,
+                    "BUG: not the best machine and step"
+                );
+            }
             self.start(step, choice.machine);
         }
         self.placing = true;
@@ -220,7 +233,8 @@ impl Plan {
                 self.record(Record::FinishStep(finish));
                 self.totals.retries += 1;
                 self.totals.tries_most = self.totals.tries_most.max(tries);
-                let delay = growing_ms(&self.settings, tries) + self.random.below(10) * 1000;
+                let delay = growing_ms(&self.settings, tries)
+                    + jitter_ms(&self.settings, 10, &mut self.random);
                 let text = format!(
                     "possibly transient failure building ‘{}’ on ‘{}’: {message}",
                     self.graph.drv(step),
@@ -264,7 +278,8 @@ impl Plan {
                     let slot = self.graph.step_mut(step);
                     slot.put_off = slot.put_off.saturating_add(1);
                     let put_off = u32::from(slot.put_off);
-                    let delay = growing_ms(&self.settings, put_off) + self.random.below(10) * 1000;
+                    let delay = growing_ms(&self.settings, put_off)
+                        + jitter_ms(&self.settings, 10, &mut self.random);
                     self.defer(step, delay);
                 } else {
                     self.free_step(step);

@@ -74,7 +74,7 @@ pub struct Machine {
     /// Consecutive faults; 0 is in good standing.
     pub failures: u32,
     last_counted: Millis,
-    last_fault: Millis,
+    pub last_fault: Millis,
     /// Set aside until then.
     pub until: Millis,
     pub last_error: Option<Box<str>>,
@@ -131,6 +131,14 @@ pub fn growing_ms(settings: &PlanSettings, n: u32) -> u64 {
     };
     let grown = settings.retry_interval_ms as f64 * factor.powi(n.clamp(1, 64) as i32 - 1);
     (grown as u64).min(settings.retry_interval_ms_max)
+}
+
+/// Hydra's `random() % secs` seconds beside its interval of 60 s; as much less as the interval is shorter.
+pub fn jitter_ms(settings: &PlanSettings, secs: u64, random: &mut Random) -> u64 {
+    random
+        .below(secs)
+        .saturating_mul(settings.retry_interval_ms)
+        / 60
 }
 
 impl Machines {
@@ -453,7 +461,7 @@ impl Machines {
                 machine.failures = machine.failures.saturating_add(1);
                 machine.last_counted = now;
             }
-            let delay = growing_ms(settings, machine.failures) + random.below(30) * 1000;
+            let delay = growing_ms(settings, machine.failures) + jitter_ms(settings, 30, random);
             machine.until = now + delay.max(1);
             aside = Some(delay);
         }

@@ -45,6 +45,11 @@ impl Hydrad {
         self.running.log()
     }
 
+    /// The file the log is in, for a look at it while waiting.
+    pub fn log_path(&self) -> PathBuf {
+        self._dir.join("hydrad.log")
+    }
+
     /// Wait for a line of the log that contains `needle`, and return it.
     pub fn wait_log(&mut self, needle: &str) -> String {
         self.running.wait_log(needle)

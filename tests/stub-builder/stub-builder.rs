@@ -14,6 +14,7 @@
 //! | `kib` | size of an output in KiB (a line of text); `stubKiB` goes first |
 //! | `lines` | lines of log a build writes (1); `stubLogLines` goes first |
 //! | `valid` | `all`, or `imported`: only what this connection was sent or has built |
+//! | `data` | `own`, or `other`: what is dumped is not what the path's hash was told for |
 //! | `exec` | run this shell command instead of being a stub |
 //! | `gate` | a build connects to this Unix socket and goes on when the other side closes it |
 //! | `fault` | `KIND-in-PHASE`, see below; with `@N` behind it only the first N times on this host |
@@ -169,7 +170,9 @@ impl Stub {
         self.fault("dump")?;
         self.event("dump", &path);
         let kib = self.kib(&path);
-        nar(&mut self.output, &path, kib)
+        let other = knob(&self.host, "data").is_some_and(|v| v == "other");
+        let shown = if other { path.to_uppercase() } else { path };
+        nar(&mut self.output, &shown, kib)
     }
 
     fn import_paths(&mut self) -> io::Result<()> {
