@@ -290,6 +290,7 @@ fn start(config: &Config) -> Result<Service, Error> {
     if !config.beside {
         refuse_foreign(&mut client)?;
     }
+    warn_of_few_connections(&mut client, settings.max_db_connections)?;
     drop(client);
     locks::refuse_transaction_pooler(&config.target)?;
     let (sessions, proof) = listen_and_lock(&config.target)?;
@@ -361,6 +362,21 @@ fn refuse_foreign(client: &mut postgres::Client) -> Result<(), Error> {
         "Hydra's own queue runner works on this database: {}; stop it first, or start with --beside if you know better",
         sessions.join(", ")
     )))
+}
+
+fn warn_of_few_connections(client: &mut postgres::Client, pooled_max: u32) -> Result<(), Error> {
+    let connections = locks::connections(client)?;
+    if !connections.fit(pooled_max) {
+        log::warn!(
+            "PostgreSQL has room for {} connections, {} are in use, and hydrad takes up to {} (max_db_connections and {} \
+             more): they may run out; lower max_db_connections, or raise max_connections in postgresql.conf",
+            connections.room(),
+            connections.others(),
+            pooled_max + locks::CONNECTIONS_BESIDE_POOL,
+            locks::CONNECTIONS_BESIDE_POOL,
+        );
+    }
+    Ok(())
 }
 
 fn is_local_store(uri: &str) -> bool {
