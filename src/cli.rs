@@ -42,6 +42,7 @@ pub enum Command {
     Enqueue(admin::enqueue::EnqueueArgs),
     Status(admin::status::StatusArgs),
     Log(admin::log::LogArgs),
+    Simulate(admin::simulate::SimulateArgs),
 }
 
 /// Run all configured services in one process
@@ -61,7 +62,7 @@ pub struct RunArgs {
 
 /// Run the queue runner alone
 ///
-/// For hosts where the evaluator and the notifier are other processes. The old program's options are understood.
+/// For hosts where the evaluator and the notifier are other processes. Hydra's `-v` and `--option NAME VALUE` are taken.
 #[derive(Args, Debug)]
 pub struct QueueRunnerArgs {
     #[command(flatten)]

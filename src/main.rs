@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         Command::Enqueue(args) => admin::enqueue::run(&args),
         Command::Status(args) => admin::status::run(&args),
         Command::Log(args) => admin::log::run(&args),
+        Command::Simulate(args) => admin::simulate::run(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("hydrad: {error:#}");
@@ -37,8 +38,13 @@ fn start_log(cli: &Cli, serves: bool) {
         (false, 2, _) => "hydrad=debug,info",
         (false, _, _) => "trace",
     };
+    let variable = if std::env::var_os("HYDRAD_LOG").is_some() {
+        "HYDRAD_LOG"
+    } else {
+        "RUST_LOG"
+    };
     let mut logger =
-        env_logger::Builder::from_env(env_logger::Env::new().filter_or("HYDRAD_LOG", level));
+        env_logger::Builder::from_env(env_logger::Env::new().filter_or(variable, level));
     if std::env::var_os("JOURNAL_STREAM").is_some() {
         logger.format_timestamp(None);
     } else {

@@ -1,5 +1,4 @@
 -- Caller: the writer, on rows locked before. Rows: one a build. Index: primary key.
--- $6 is NULL where nobody is to be told (a collected derivation).
 update Builds b
 set finished = 1, buildStatus = u.buildStatus, startTime = u.startTime, stopTime = u.stopTime,
     isCachedBuild = u.isCachedBuild, notificationPendingSince = u.pendingSince

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use anyhow::{bail, ensure, Context as _, Result};
 
-use super::connect::StateArgs;
+use super::connect::{environment, StateArgs};
 use crate::db::connect::DbTarget;
+use crate::store::local::LocalStore;
 use crate::store::logs::LogStore;
 
 /// How often a growing log is looked at.
@@ -41,12 +42,7 @@ pub struct LogArgs {
 /// When there is no such build, derivation, log or attempt.
 pub fn run(args: &LogArgs) -> Result<ExitCode> {
     let settings = args.state.settings()?;
-    let logs = LogStore::open(&settings.data_dir).with_context(|| {
-        format!(
-            "cannot use {} (HYDRA_DATA)",
-            settings.data_dir.join("build-logs").display()
-        )
-    })?;
+    let logs = LogStore::reader(&settings.data_dir);
     let mut target = None;
     let drv = match args.what.parse::<i32>() {
         Ok(build) => {
@@ -55,7 +51,11 @@ pub fn run(args: &LogArgs) -> Result<ExitCode> {
             target = Some(found);
             drv
         }
-        Err(_) => args.what.clone(),
+        Err(_) if args.what.contains('/') => args.what.clone(),
+        // A base name: the store it lies in is the one Nix would use here.
+        Err(_) => LocalStore::from_env(&environment, &settings.nix_daemon_program)
+            .dir()
+            .join(&args.what),
     };
     ensure!(
         drv.trim_end_matches('/').ends_with(".drv"),

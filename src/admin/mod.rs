@@ -6,5 +6,6 @@ pub mod enqueue;
 pub mod init;
 pub mod log;
 pub mod serve;
+pub mod simulate;
 pub mod status;
 pub mod table;

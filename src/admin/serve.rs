@@ -36,6 +36,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
         }
     };
     let config = queue::Config {
+        overrides: args.state.overrides()?,
         settings,
         target,
         beside: args.beside,
@@ -76,8 +77,7 @@ pub fn init(command: &InitCommand) -> Result<ExitCode> {
 pub fn check(command: &CheckCommand) -> Result<ExitCode> {
     let overrides = command.state.overrides()?;
     let target = match &command.state.state {
-        // A problem here is a row of the report, found when the database is looked at.
-        Some(dir) => Embedded::running(&absolute(dir)?)?,
+        Some(_) => Some(command.state.target(&command.state.settings()?)?),
         None => None,
     };
     let settings = command.state.settings();

@@ -1,6 +1,7 @@
 //! Containers and small tools without a domain word in them.
 //!
-//! Nothing here knows what a build is, reads a clock or does I/O; everything behaves the same in every process.
+//! Nothing here knows what a build is, reads a clock or does I/O; everything behaves the same in
+//! every process.
 
 pub mod bits;
 pub mod hash;

@@ -216,14 +216,14 @@ pub const DEFINITIONS: &[Definition] = &[
     used("connection_age", Kind::Seconds, "900",
         "A connection to a machine is not used for another step when it is older than this."),
     used("ssh_options", Kind::Words, "",
-        "Further arguments for ssh, before the host name. NIX_SSHOPTS comes after them; the user's \
-         ssh config applies as always."),
+        "Further arguments for ssh. Those of NIX_SSHOPTS come before them, and for ssh the first value \
+         of an option wins; the user's ssh config applies as always."),
     used("ssh_program", Kind::Text, "ssh",
         "The program that connects to machines."),
     used("nix_store_program", Kind::Text, "nix-store",
-        "The program that serves localhost and answers questions about the local store."),
+        "The program that builds on localhost."),
     used("nix_daemon_program", Kind::Text, "nix-daemon",
-        "The program that registers paths in the local store."),
+        "The program that answers questions about the local store and registers paths in it."),
     used("max-concurrent-notifications", count(1, 1024), "2",
         "How many notifications are delivered at the same time. Not yet used: this release has no \
          notifier."),

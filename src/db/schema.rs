@@ -129,11 +129,11 @@ const RIGHTS_USED: &[(&str, &[&str])] = &[
     ("jobsets", &["SELECT"]),
     ("builds", &["SELECT", "UPDATE"]),
     ("buildoutputs", &["SELECT", "UPDATE"]),
-    ("buildsteps", &["SELECT", "INSERT", "UPDATE"]),
+    ("buildsteps", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
     ("buildstepoutputs", &["SELECT", "INSERT", "UPDATE"]),
     ("buildproducts", &["SELECT", "INSERT", "DELETE"]),
     ("buildmetrics", &["SELECT", "INSERT", "DELETE"]),
-    ("failedpaths", &["SELECT", "INSERT", "DELETE"]),
+    ("failedpaths", &["SELECT", "INSERT"]),
     ("systemstatus", &["SELECT", "INSERT", "UPDATE"]),
 ];
 

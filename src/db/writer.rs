@@ -110,6 +110,9 @@ pub enum StartAck {
     BuildGone,
 }
 
+/// From a run, its derivation and whether another attempt follows to the path of its log.
+pub type LogPath = Arc<dyn Fn(RunId, &str, bool) -> String + Send + Sync>;
+
 /// What the writer needs from the rest of the process.
 pub struct Surroundings {
     pub pool: Pool,
@@ -117,7 +120,7 @@ pub struct Surroundings {
     pub lock: Arc<dyn Fn() -> Option<LockProof> + Send + Sync>,
     pub machine_name: Arc<dyn Fn(MachineId) -> String + Send + Sync>,
     /// Path of the log of the current attempt of a derivation; with `keep`, moves it aside first and gives its new path.
-    pub log_path: Arc<dyn Fn(RunId, &str, bool) -> String + Send + Sync>,
+    pub log_path: LogPath,
     /// Told whenever more is committed.
     pub written: Arc<dyn Fn(Ticket) + Send + Sync>,
     /// The newest ticket up to which everything is committed.
@@ -219,13 +222,38 @@ impl Writer {
                 return;
             }
             let group = self.next_group(&mut waiting);
-            if group.is_empty() && self.status.is_none() {
-                continue;
+            if !group.is_empty() {
+                self.write(group);
             }
-            self.write(group);
+            if let Some(status) = self.status.take() {
+                self.write_status(&status);
+            }
             if waiting.is_empty() {
                 phase_since = None;
             }
+        }
+    }
+
+    /// Replaces the status row, in a transaction of its own: whoever asked asks again if it fails.
+    fn write_status(&mut self, status: &str) {
+        if (self.around.lock)().is_none() {
+            return;
+        }
+        let written = (|| {
+            let mut conn = self.around.pool.get(Duration::from_secs(5))?;
+            let mut tx = conn.transaction()?;
+            tx.execute(
+                include_str!("../../sql/queue/replace_system_status.sql"),
+                &[&status],
+            )?;
+            tx.query(
+                include_str!("../../sql/queue/notify_all.sql"),
+                &[&vec!["status_dumped"], &vec![""]],
+            )?;
+            tx.commit()
+        })();
+        if let Err(error) = written {
+            log::error!("the status row could not be written: {error}");
         }
     }
 
@@ -238,6 +266,7 @@ impl Writer {
     ) {
         loop {
             let urgent = self.status.is_some()
+                || self.stop.is_some()
                 || waiting.iter().any(|entry| {
                     !matches!(entry.body, Body::Record(Record::Phase { .. }) | Body::Void)
                 });
@@ -247,7 +276,7 @@ impl Writer {
             } else {
                 let phase = phase_since.map(|since| since + PHASE_DELAY);
                 let deferred = self.deferred.front().map(|(at, _)| *at);
-                [phase, deferred, self.stop]
+                [phase, deferred]
                     .into_iter()
                     .flatten()
                     .min()
@@ -384,11 +413,7 @@ impl Writer {
             self.defer(group);
             return;
         }
-        let Some(entry) = group.pop() else {
-            log::error!("the status row could not be written: {error}");
-            self.status = None;
-            return;
-        };
+        let Some(entry) = group.pop() else { return };
         log::error!(
             "a database record is given up: {error}; it was {}",
             describe(&entry.body)
@@ -409,7 +434,6 @@ impl Writer {
     }
 
     fn commit(&mut self, staged: Staged) {
-        self.status = None;
         self.counters.extend(staged.counters);
         for build in staged.finished.iter().chain(&staged.gone) {
             self.counters.remove(build);
@@ -487,9 +511,9 @@ impl Writer {
         Ok(())
     }
 
-    fn write_group(&mut self, group: &mut Vec<Entry>) -> Result<Staged, Failure> {
+    fn write_group(&mut self, group: &mut [Entry]) -> Result<Staged, Failure> {
         let mut staged = Staged::default();
-        if group.iter().all(|entry| matches!(entry.body, Body::Void)) && self.status.is_none() {
+        if group.iter().all(|entry| matches!(entry.body, Body::Void)) {
             staged.done.extend(group.iter().map(|entry| entry.ticket));
             return Ok(staged);
         }
@@ -636,7 +660,7 @@ struct FailRows {
 }
 
 impl GroupWork<'_, '_> {
-    fn write(&mut self, group: &mut Vec<Entry>) -> Result<(), Failure> {
+    fn write(&mut self, group: &mut [Entry]) -> Result<(), Failure> {
         let free = self.lock_builds(group)?;
         self.insert_steps(group, &free)?;
         self.update_phases(group)?;
@@ -646,13 +670,6 @@ impl GroupWork<'_, '_> {
         // The notifications follow the order of the records.
         for entry in group.iter() {
             self.announce(&entry.body, &free, &finished);
-        }
-        if let Some(status) = &self.writer.status {
-            self.tx.execute(
-                include_str!("../../sql/queue/replace_system_status.sql"),
-                &[status],
-            )?;
-            self.notify.push(("status_dumped", String::new()));
         }
         if !self.notify.is_empty() {
             let (channels, payloads): (Vec<&str>, Vec<&str>) = self

@@ -27,22 +27,35 @@ impl Plan {
         if self.stopped || !self.machines.known {
             return;
         }
+        if !self.failing.is_empty() || !self.unwanted.is_empty() {
+            // Half a failure or a drop: some runnable steps may be wanted by nobody. The next turn goes on.
+            return;
+        }
         for _ in 0..STARTS_PER_TURN {
             if self.index.runnable_steps == 0 || !self.writer_keeps_up() {
                 return;
             }
-            let Some(choice) = self
+            let choice = self
                 .machines
-                .best(&self.index.runnable, &self.settings, self.now)
-            else {
-                return;
-            };
+                .best(&self.index.runnable, &self.settings, self.now);
+            if self.audited && choice.is_none() {
+                assert_eq!(self.plain_choice(), None, "BUG: something could be started");
+            }
+            let Some(choice) = choice else { return };
             let (mask, without) = self.machines.mask(choice);
             let best = self
                 .index
                 .best(mask, without, &self.graph.steps, &self.jobsets);
             let step =
                 best.expect("BUG: a machine was chosen for runnable steps that are not there");
+            if self.audited {
+                let plain = self.plain_choice();
+                assert_eq!(
+                    Some((choice.machine, step)),
+                    plain,
+                    "BUG: not the best machine and step"
+                );
+            }
             self.start(step, choice.machine);
         }
         self.placing = true;

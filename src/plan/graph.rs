@@ -147,7 +147,6 @@ pub struct Graph {
     edges: Vec<Edge>,
     /// Free edges, linked by `next_dep`.
     edges_free: u32,
-    edges_used: u32,
 }
 
 impl Graph {
@@ -157,7 +156,6 @@ impl Graph {
             steps: Vec::new(),
             edges: Vec::new(),
             edges_free: NONE,
-            edges_used: 0,
         }
     }
 
@@ -171,10 +169,6 @@ impl Graph {
 
     pub fn drv(&self, step: u32) -> &str {
         self.names.text(step)
-    }
-
-    pub fn edges_used(&self) -> u32 {
-        self.edges_used
     }
 
     /// The step of a derivation, made (in state `Free`) if there is none. `None`: the path is unreasonably long.
@@ -231,7 +225,6 @@ impl Graph {
             self.edges[at as usize] = edge;
             at
         };
-        self.edges_used += 1;
         let waiting = self.step_mut(from);
         waiting.deps = at;
         waiting.missing += 1;
@@ -249,7 +242,6 @@ impl Graph {
             next_rdep: NONE,
         };
         self.edges_free = at;
-        self.edges_used -= 1;
     }
 
     /// The dependencies of `step` that are not valid yet.

@@ -2,9 +2,12 @@
 //!
 //! Steps fall into classes (platform, required features, prefer-local). Each class has a heap per jobset, ordered
 //! by the static part of Hydra's key, and a step lies in the heap of each of its jobsets. Shares change all the
-//! time and lie in no heap: the heads are compared by the full key. That is exact: in the heap of the best
-//! step's lowest-share jobset, whatever came before it would have at least the same global priority, at most the
-//! same share, and a better rest, and so be better.
+//! time and lie in no heap: the heads are compared by the full key, each with the share of the heap's jobset. That
+//! is exact: in the heap of the best step's lowest-share jobset, whatever came before it would have at least the
+//! same global priority, at most the same share, and a better rest, and so be better. In the heaps of its other
+//! jobsets a step only looks worse than it is.
+//!
+//! Most heads are passed over by global priority and share alone, without a look at the heap.
 //!
 //! Entries are never searched for: a step that leaves, or whose key changed, has a new stamp, which makes its
 //! entries stale. Stale heads are popped, and a heap more than half stale is built anew.
@@ -97,8 +100,15 @@ pub struct Class {
     pub supported_until: Option<Millis>,
     /// By jobset.
     heaps: Vec<Heap>,
-    /// Jobsets with a heap that is not empty, in no order.
-    active: Vec<u32>,
+    /// The heaps that are not empty, in no order.
+    active: Vec<Active>,
+}
+
+#[derive(Clone, Copy)]
+struct Active {
+    jobset: u32,
+    /// Global priority of the heap's head, stale or not; a stale head is at least as good as those below.
+    global: i32,
 }
 
 impl Class {
@@ -229,7 +239,13 @@ impl Index {
             let heap = &mut class.heaps[jobset as usize];
             if heap.entries.is_empty() {
                 heap.active_at = class.active.len() as u32;
-                class.active.push(jobset);
+                class.active.push(Active {
+                    jobset,
+                    global: entry.global,
+                });
+            } else {
+                let active = &mut class.active[heap.active_at as usize];
+                active.global = active.global.max(entry.global);
             }
             heap.entries.push(entry);
             heap.fresh += 1;
@@ -255,9 +271,7 @@ impl Index {
                 entries.retain(|entry| entry.is_fresh(steps));
                 entries.shrink_to(2 * entries.len());
                 heap.entries = entries.into();
-                if heap.entries.is_empty() {
-                    class.close(jobset);
-                }
+                class.look_at(jobset);
             }
         }
     }
@@ -273,37 +287,36 @@ impl Index {
         let mut best: Option<(Entry, f64, usize)> = None;
         for number in self.runnable.meeting(mask, without) {
             let class = &mut self.classes[number as usize];
+            let features = class.features.len();
             let mut at = 0;
-            while at < class.active.len() {
-                let jobset = class.active[at];
-                let entries = &mut class.heaps[jobset as usize].entries;
-                while entries.peek().is_some_and(|head| !head.is_fresh(steps)) {
-                    entries.pop();
-                }
-                let Some(&head) = entries.peek() else {
-                    class.close(jobset);
-                    continue;
-                };
-                at += 1;
-                if best
-                    .as_ref()
-                    .is_some_and(|(entry, ..)| entry.global > head.global)
-                {
-                    continue;
-                }
-                let share = jobsets.lowest_share(steps[head.step as usize].set);
-                let features = class.features.len();
-                let better = match &best {
-                    None => true,
-                    Some((entry, best_share, best_features)) => {
-                        compare(
-                            (&head, share, features),
-                            (entry, *best_share, *best_features),
-                        ) == Ordering::Greater
+            while let Some(&Active { jobset, global }) = class.active.get(at) {
+                let share = jobsets.share_used(jobset);
+                if let Some((entry, best_share, best_features)) = &best {
+                    if global < entry.global || (global == entry.global && share > *best_share) {
+                        at += 1;
+                        continue;
                     }
-                };
-                if better {
-                    best = Some((head, share, features));
+                    let head = class.heaps[jobset as usize].entries.peek();
+                    let beaten = |head: &Entry| {
+                        let best = (entry, *best_share, *best_features);
+                        compare((head, share, features), best) != Ordering::Greater
+                    };
+                    if head.is_some_and(beaten) {
+                        at += 1;
+                        continue;
+                    }
+                }
+                let entries = &mut class.heaps[jobset as usize].entries;
+                match entries.peek() {
+                    Some(head) if head.is_fresh(steps) => {
+                        best = Some((*head, share, features));
+                        at += 1;
+                    }
+                    // Stale: look at this heap again, if it has something left.
+                    _ => {
+                        entries.pop();
+                        class.look_at(jobset);
+                    }
                 }
             }
         }
@@ -320,7 +333,7 @@ impl Index {
         let entries = class
             .active
             .iter()
-            .flat_map(|&jobset| class.heaps[jobset as usize].entries.iter());
+            .flat_map(|active| class.heaps[active.jobset as usize].entries.iter());
         entries
             .filter(|entry| entry.is_fresh(steps))
             .map(|entry| entry.step)
@@ -343,9 +356,16 @@ impl Index {
                 );
                 if !heap.entries.is_empty() {
                     active += 1;
+                    let listed = class.active[heap.active_at as usize];
+                    let head = heap.entries.peek().map(|head| head.global);
                     assert_eq!(
-                        class.active[heap.active_at as usize], jobset as u32,
+                        listed.jobset, jobset as u32,
                         "BUG: an active heap is not listed"
+                    );
+                    assert_eq!(
+                        Some(listed.global),
+                        head,
+                        "BUG: the priority of a heap's head"
                     );
                 }
                 all += fresh as u64;
@@ -366,12 +386,17 @@ impl Index {
 }
 
 impl Class {
-    /// An empty heap is not looked at any more.
-    fn close(&mut self, jobset: u32) {
-        let at = self.heaps[jobset as usize].active_at;
+    /// A heap has lost entries: notes its new head, or that it has none.
+    fn look_at(&mut self, jobset: u32) {
+        let heap = &self.heaps[jobset as usize];
+        let at = heap.active_at;
+        if let Some(head) = heap.entries.peek() {
+            self.active[at as usize].global = head.global;
+            return;
+        }
         self.active.swap_remove(at as usize);
         if let Some(&moved) = self.active.get(at as usize) {
-            self.heaps[moved as usize].active_at = at;
+            self.heaps[moved.jobset as usize].active_at = at;
         }
     }
 }

@@ -104,6 +104,7 @@ impl Plan {
                 );
             }
         }
+        self.check_wishes();
         assert_eq!(states, self.states, "BUG: steps counted by state");
         assert_eq!(
             states.iter().sum::<u32>() as usize,
@@ -129,6 +130,47 @@ impl Plan {
         }
         self.check_builds();
         self.check_runs(states[State::Running as usize]);
+    }
+
+    /// What builds ask of a step, it asks of its dependencies.
+    fn check_wishes(&self) {
+        let all = |set: u32, of: u32| {
+            self.jobsets
+                .members(of)
+                .iter()
+                .all(|jobset| self.jobsets.members(set).contains(jobset))
+        };
+        for (number, slot) in self.graph.steps.iter().enumerate() {
+            if slot.state == State::Free {
+                continue;
+            }
+            let drv = self.graph.drv(number as u32);
+            for (id, build) in self.builds.of_step(number as u32, &self.graph) {
+                let build = self.builds.get(build);
+                let heard = slot.global >= build.global
+                    && slot.local >= build.local
+                    && slot.lowest <= id.0
+                    && self.jobsets.members(slot.set).contains(&build.jobset);
+                assert!(heard, "BUG: {drv} does not know what build {id} asks for");
+            }
+            if slot.spreading {
+                continue;
+            }
+            for dep in self.graph.deps(number as u32) {
+                let below = self.graph.step(dep);
+                let heard = below.global >= slot.global
+                    && below.local >= slot.local
+                    && below.lowest <= slot.lowest
+                    && below.max_silent >= slot.max_silent
+                    && below.timeout >= slot.timeout
+                    && all(below.set, slot.set);
+                assert!(
+                    heard,
+                    "BUG: {} does not know what {drv} asks for",
+                    self.graph.drv(dep)
+                );
+            }
+        }
     }
 
     fn check_builds(&self) {

@@ -74,7 +74,7 @@ pub struct Machine {
     /// Consecutive faults; 0 is in good standing.
     pub failures: u32,
     last_counted: Millis,
-    last_fault: Millis,
+    pub last_fault: Millis,
     /// Set aside until then.
     pub until: Millis,
     pub last_error: Option<Box<str>>,
@@ -135,7 +135,10 @@ pub fn growing_ms(settings: &PlanSettings, n: u32) -> u64 {
 
 /// Hydra's `random() % secs` seconds beside its interval of 60 s; as much less as the interval is shorter.
 pub fn jitter_ms(settings: &PlanSettings, secs: u64, random: &mut Random) -> u64 {
-    random.below(secs).saturating_mul(settings.retry_interval_ms) / 60
+    random
+        .below(secs)
+        .saturating_mul(settings.retry_interval_ms)
+        / 60
 }
 
 impl Machines {

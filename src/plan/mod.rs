@@ -43,6 +43,7 @@ mod machines;
 pub mod oracle;
 mod runs;
 mod shares;
+pub mod simulation;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -124,6 +125,8 @@ pub struct Plan {
     stopped: bool,
     /// There may be more to start.
     placing: bool,
+    /// Compare every start with the plain order.
+    audited: bool,
     states: [u32; STATES],
     totals: Totals,
     out: Vec<Action>,
@@ -159,6 +162,7 @@ impl Plan {
             pass: Pass(0),
             stopped: false,
             placing: false,
+            audited: false,
             states: [0; STATES],
             totals: Totals::default(),
             out: Vec::new(),

@@ -31,8 +31,10 @@ pub struct Jobset {
 }
 
 impl Jobset {
-    fn reckon(&mut self) {
+    /// Returns the share used.
+    fn reckon(&mut self) -> f64 {
         self.share_used = self.seconds as f64 / f64::from(self.shares.max(1));
+        self.share_used
     }
 
     fn add(&mut self, start: UnixSecs, seconds: u64) {
@@ -42,7 +44,8 @@ impl Jobset {
         }
     }
 
-    fn prune(&mut self, before: UnixSecs) {
+    /// True if something was forgotten.
+    fn prune(&mut self, before: UnixSecs) -> bool {
         let mut changed = false;
         while let Some(oldest) = self.used.first_entry() {
             if *oldest.key() > before {
@@ -51,9 +54,7 @@ impl Jobset {
             self.seconds -= oldest.remove();
             changed = true;
         }
-        if changed {
-            self.reckon();
-        }
+        changed
     }
 }
 
@@ -65,6 +66,8 @@ struct Set {
 /// All jobsets ever announced, and the sets of them that steps belong to.
 pub struct Jobsets {
     jobsets: Vec<Jobset>,
+    /// Of each jobset, again: read for every head of every heap.
+    shares_used: Vec<f64>,
     by_id: FixedMap<i32, u32>,
     sets: Vec<Set>,
     sets_free: Vec<u32>,
@@ -86,6 +89,7 @@ impl Jobsets {
         };
         Jobsets {
             jobsets: vec![none],
+            shares_used: vec![NO_JOBSET_SHARE],
             by_id: FixedMap::default(),
             sets: vec![Set {
                 members: Box::default(),
@@ -104,7 +108,7 @@ impl Jobsets {
     }
 
     pub fn share_used(&self, jobset: u32) -> f64 {
-        self.jobsets[jobset as usize].share_used
+        self.shares_used[jobset as usize]
     }
 
     /// The lowest share used of a set's members.
@@ -131,6 +135,7 @@ impl Jobsets {
             seconds: 0,
             share_used: 0.0,
         });
+        self.shares_used.push(0.0);
         self.by_id.insert(id.0, number);
         number
     }
@@ -158,14 +163,14 @@ impl Jobsets {
                 }
             }
         }
-        jobset.reckon();
+        self.shares_used[number as usize] = jobset.reckon();
     }
 
     pub fn set_shares(&mut self, id: JobsetId, shares: u32) {
         let number = self.number(id);
         let jobset = &mut self.jobsets[number as usize];
         jobset.shares = shares;
-        jobset.reckon();
+        self.shares_used[number as usize] = jobset.reckon();
     }
 
     pub fn set_window(&mut self, window_secs: u32) {
@@ -180,8 +185,10 @@ impl Jobsets {
         }
         self.pruned_at = now;
         let before = now - self.window_secs;
-        for jobset in &mut self.jobsets[1..] {
-            jobset.prune(before);
+        for (jobset, share) in self.jobsets.iter_mut().zip(&mut self.shares_used).skip(1) {
+            if jobset.prune(before) {
+                *share = jobset.reckon();
+            }
         }
     }
 
@@ -198,9 +205,9 @@ impl Jobsets {
             return;
         }
         for &jobset in members.iter() {
-            let jobset = &mut self.jobsets[jobset as usize];
-            jobset.add(start, each);
-            jobset.reckon();
+            let slot = &mut self.jobsets[jobset as usize];
+            slot.add(start, each);
+            self.shares_used[jobset as usize] = slot.reckon();
         }
     }
 
@@ -299,7 +306,12 @@ impl Jobsets {
 
     /// For the invariants: every sum is right, and references are as counted by the caller.
     pub fn check(&self, refs: &BTreeMap<u32, u32>) {
-        for jobset in self.all() {
+        for (number, jobset) in self.jobsets.iter().enumerate() {
+            assert_eq!(
+                jobset.share_used, self.shares_used[number],
+                "BUG: share of {}",
+                jobset.name
+            );
             assert_eq!(
                 jobset.seconds,
                 jobset.used.values().sum::<u64>(),
@@ -350,7 +362,7 @@ mod tests {
         let set = jobsets.single(number);
         jobsets.charge(set, 990, 9, 1_000);
         assert_eq!(jobsets.all()[0].seconds, 60);
-        assert_eq!(jobsets.share_used(number), 6.0);
+        assert_eq!(jobsets.all()[0].share_used, 6.0);
         jobsets.prune(1_050);
         assert_eq!(jobsets.all()[0].seconds, 10);
         jobsets.prune(1_089);

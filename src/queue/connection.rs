@@ -33,7 +33,10 @@ pub enum Trouble {
 /// The deadlines of a conversation.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadlines {
+    /// Until the greeting, with the way there.
     pub connect: Duration,
+    /// Until the greeting on this host.
+    pub local_greeting: Duration,
     pub query: Duration,
     pub substitute: Duration,
     pub send: Duration,
@@ -60,6 +63,8 @@ pub struct Programs {
     pub nix_store: String,
     pub ssh: String,
     pub ssh_options: Vec<String>,
+    /// ssh's own limit for the connection.
+    pub connect_secs: u64,
 }
 
 impl Default for Programs {
@@ -68,6 +73,7 @@ impl Default for Programs {
             nix_store: "nix-store".into(),
             ssh: "ssh".into(),
             ssh_options: Vec::new(),
+            connect_secs: 60,
         }
     }
 }
@@ -113,11 +119,11 @@ pub fn command(
         "-x",
         "-a",
         "-oBatchMode=yes",
-        "-oConnectTimeout=60",
         "-oTCPKeepAlive=yes",
         "-oServerAliveInterval=15",
         "-oServerAliveCountMax=4",
     ]);
+    command.arg(format!("-oConnectTimeout={}", programs.connect_secs.max(1)));
     if line.compress {
         command.arg("-C");
     }
@@ -155,7 +161,12 @@ impl Connection {
             .map_err(|error| cannot(format!("cannot start {program}: {}", plain_error(&error))))?;
         let (reader, writer, pipes) = pipes::open(ends.stdin, ends.stdout, Some(ends.stderr), kill)
             .map_err(|error| Trouble::Ours(format!("cannot set up pipes: {error}")))?;
-        pipes.enter("waiting for its greeting", deadlines.connect);
+        let patience = if line.is_localhost {
+            deadlines.local_greeting
+        } else {
+            deadlines.connect
+        };
+        pipes.enter("waiting for its greeting", patience);
         match ServeClient::handshake(reader, writer) {
             Ok(client) => Ok(Connection {
                 client,

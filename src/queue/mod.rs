@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{bounded, unbounded, Receiver, Sender};
 
 use crate::config::machines::{LocalHost, MachinesFiles};
-use crate::config::settings::{Service as ServiceName, Settings};
+use crate::config::settings::{Override, Service as ServiceName, Settings};
 use crate::db::connect::DbTarget;
 use crate::db::listen::Listener;
 use crate::db::locks::{self, LockProof, ServiceLock, Taken};
@@ -214,7 +214,11 @@ fn listen_and_lock(target: &DbTarget) -> Result<(Sessions, LockProof), Error> {
             let holders: Vec<String> = holders.iter().map(ToString::to_string).collect();
             Err(Error::Running(format!(
                 "another queue runner works on this database: {}; stop it first",
-                holders.join(", ")
+                if holders.is_empty() {
+                    "it has just left, try again".to_owned()
+                } else {
+                    holders.join(", ")
+                }
             )))
         }
     }
@@ -224,6 +228,8 @@ fn listen_and_lock(target: &DbTarget) -> Result<(Sessions, LockProof), Error> {
 pub struct Config {
     pub settings: Settings,
     pub target: DbTarget,
+    /// What the command line says of the settings, also when they are read again.
+    pub overrides: Vec<Override>,
     /// Start beside sessions of Hydra's own queue runner.
     pub beside: bool,
 }
@@ -233,9 +239,26 @@ pub struct Config {
 /// # Errors
 /// When it cannot start; once started it goes on until told to stop.
 pub fn run(config: &Config, signals: &Receiver<Signal>) -> Result<(), Error> {
+    raise_file_limit();
     let service = start(config)?;
     service.serve(config, signals);
     Ok(())
+}
+
+/// Each running step needs half a dozen file descriptors: takes all that the system allows.
+fn raise_file_limit() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: both calls read or write the structure given to them.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 && limit.rlim_cur < limit.rlim_max
+        {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
+    }
 }
 
 struct Service {
@@ -281,10 +304,16 @@ fn start(config: &Config) -> Result<Service, Error> {
     let (writer_sender, writer_inbox) = unbounded();
     let position = Arc::new(AtomicU64::new(0));
     let context = Arc::new(Context {
-        store: Arc::new(LocalStore::from_env(
-            &|name| std::env::var(name).ok(),
-            &settings.nix_daemon_program,
-        )),
+        store: Arc::new(
+            LocalStore::from_env(
+                &|name| std::env::var(name).ok(),
+                &settings.nix_daemon_program,
+            )
+            .limited(
+                settings.max_local_worker_threads as usize,
+                settings.deadlines.register,
+            ),
+        ),
         logs: context_parts.0,
         roots: context_parts.1,
         pool,
@@ -376,7 +405,8 @@ fn parts(settings: &Settings) -> Result<(LogStore, GcRoots), Error> {
 fn deadlines(settings: &Settings) -> connection::Deadlines {
     let set = &settings.deadlines;
     connection::Deadlines {
-        connect: set.connect.max(set.handshake),
+        connect: set.connect + set.handshake,
+        local_greeting: set.handshake,
         query: set.query,
         substitute: set.substitute_idle,
         send: set.send_idle,
@@ -391,6 +421,7 @@ pub fn programs(settings: &Settings) -> connection::Programs {
         nix_store: settings.nix_store_program.clone(),
         ssh: settings.ssh_program.clone(),
         ssh_options: settings.ssh_options.clone(),
+        connect_secs: settings.deadlines.connect.as_secs(),
     }
 }
 
@@ -552,7 +583,7 @@ impl Service {
         let beat = systemd::watchdog_interval().unwrap_or(Duration::from_secs(10));
         loop {
             match signals.recv_timeout(beat) {
-                Ok(Signal::Reload) => self.reload(),
+                Ok(Signal::Reload) => self.reload(config),
                 Ok(Signal::Stop) => break,
                 Err(crossbeam_channel::RecvTimeoutError::Timeout) => self.watch(beat),
                 Err(crossbeam_channel::RecvTimeoutError::Disconnected) => break,
@@ -565,7 +596,9 @@ impl Service {
     fn watch(&self, beat: Duration) {
         let (reply, answer) = bounded(1);
         let asked = self.context.plan.try_send(Inbox::Idle(reply)).is_ok();
-        if asked && answer.recv_timeout(beat).is_ok() {
+        let answered = asked && answer.recv_timeout(beat).is_ok();
+        // A full inbox is no stall as long as the plan works it off.
+        if answered || self.context.last_beat().elapsed() < beat {
             systemd::notify("WATCHDOG=1");
         } else {
             let age = self.context.last_beat().elapsed().as_secs();
@@ -583,9 +616,9 @@ impl Service {
         }
     }
 
-    fn reload(&self) {
+    fn reload(&self, config: &Config) {
         systemd::notify("RELOADING=1");
-        match Settings::load(&|name| std::env::var(name).ok(), &[]) {
+        match Settings::load(&|name| std::env::var(name).ok(), &config.overrides) {
             Ok(settings) => {
                 *self
                     .context
@@ -594,7 +627,9 @@ impl Service {
                     .unwrap_or_else(|poisoned| poisoned.into_inner()) = limits(&settings);
                 self.context
                     .tell_plan(Event::Settings(plan_settings(&settings)));
-                log::info!("settings read again; the database, folders, deadlines and pool size need a restart");
+                log::info!(
+                    "settings read again: size limits, tries and max_unsupported_time are in effect, the others need a restart"
+                );
             }
             Err(error) => log::error!("settings not read again, the old ones stay: {error}"),
         }

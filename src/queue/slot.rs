@@ -590,6 +590,7 @@ impl Attempt<'_> {
                 format!("still running after {} seconds", self.start.timeout_secs),
             ),
         };
+        log::info!("'{}' on '{}': {message}", self.start.drv, self.machine.name);
         failed(status, message, false)
     }
 
@@ -769,6 +770,7 @@ impl Attempt<'_> {
         if size_max > 0 && size > size_max {
             let message =
                 format!("the outputs have {size} bytes, more than the limit of {size_max}");
+            log::info!("'{}' on '{}': {message}", self.start.drv, self.machine.name);
             return Ok(Err(failed(
                 BuildStatus::NarSizeLimitExceeded,
                 message,

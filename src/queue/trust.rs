@@ -30,6 +30,7 @@ pub fn probe(store_dir: &str, programs: &Programs) -> Trust {
     let short = Duration::from_secs(30);
     let deadlines = Deadlines {
         connect: short,
+        local_greeting: short,
         query: short,
         substitute: short,
         send: short,

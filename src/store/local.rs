@@ -29,7 +29,7 @@ const DAEMONS_MAX: usize = 8;
 /// A conversation is not kept longer: the daemon's temporary roots of it would keep garbage alive.
 const DAEMON_AGE_MAX: Duration = Duration::from_secs(600);
 /// How long the daemon may stand still while answering.
-const DAEMON_IDLE_MAX: Duration = Duration::from_secs(600);
+const ANSWER_MAX: Duration = Duration::from_secs(600);
 /// Path infos in each of the two generations of the cache.
 const CACHE_GENERATION: usize = 50_000;
 /// A derivation file at most, bytes.
@@ -55,6 +55,7 @@ pub struct LocalStore {
     way: Way,
     idle: Mutex<Vec<Daemon>>,
     permits: (Sender<()>, Receiver<()>),
+    answer_max: Duration,
     cache: Mutex<Cache>,
 }
 
@@ -106,17 +107,24 @@ impl LocalStore {
             }
             _ => Way::Stdio(daemon_program.to_owned()),
         };
-        let permits = bounded(DAEMONS_MAX);
-        for _ in 0..DAEMONS_MAX {
-            let _ = permits.0.send(());
-        }
         LocalStore {
             dir: StoreDir(dir),
             way,
             idle: Mutex::default(),
-            permits,
+            permits: permits(DAEMONS_MAX),
+            answer_max: ANSWER_MAX,
             cache: Mutex::default(),
         }
+    }
+
+    /// At most so many conversations with the daemon at once (0: the usual number), each question
+    /// to be answered, or to show progress, within this time.
+    pub fn limited(mut self, daemons_max: usize, answer_max: Duration) -> LocalStore {
+        if daemons_max > 0 {
+            self.permits = permits(daemons_max);
+        }
+        self.answer_max = answer_max;
+        self
     }
 
     pub fn dir(&self) -> &StoreDir {
@@ -213,7 +221,7 @@ impl LocalStore {
     ) -> Result<T, String> {
         let _permit = self.permit();
         let mut daemon = self.daemon()?;
-        daemon.pipes.enter("reading a path", DAEMON_IDLE_MAX);
+        daemon.pipes.enter("reading a path", self.answer_max);
         let mut nar = daemon
             .client
             .nar_from_path(path, ())
@@ -350,7 +358,7 @@ impl LocalStore {
     ) -> Result<T, String> {
         let _permit = self.permit();
         let mut daemon = self.daemon()?;
-        daemon.pipes.enter(doing, DAEMON_IDLE_MAX);
+        daemon.pipes.enter(doing, self.answer_max);
         match question(&mut daemon.client) {
             Ok(answer) => {
                 if daemon.client.usable() {
@@ -374,7 +382,7 @@ impl LocalStore {
     }
 
     fn permit(&self) -> Permit<'_> {
-        // Every holder is bounded by DAEMON_IDLE_MAX, so this wait is too.
+        // Every holder is bounded by `answer_max`, so this wait is too.
         let _ = self.permits.1.recv();
         Permit(&self.permits.0)
     }
@@ -497,6 +505,15 @@ impl Cache {
         }
         self.young.insert(meta.path.clone(), meta);
     }
+}
+
+fn permits(count: usize) -> (Sender<()>, Receiver<()>) {
+    let permits = bounded(count);
+    for _ in 0..count {
+        // There is room for exactly these.
+        let _ = permits.0.send(());
+    }
+    permits
 }
 
 fn is_writable(path: &Path) -> bool {

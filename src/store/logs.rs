@@ -34,6 +34,14 @@ impl LogStore {
         })
     }
 
+    /// For commands that only read.
+    pub fn reader(data_dir: &Path) -> LogStore {
+        LogStore {
+            dir: data_dir.join("build-logs"),
+            kept: Mutex::new(HashMap::new()),
+        }
+    }
+
     /// Where the log of the current attempt is, or would be.
     pub fn path(&self, drv: &str) -> PathBuf {
         let base = drv.rsplit('/').next().unwrap_or(drv);

@@ -9,6 +9,14 @@ use std::time::{Duration, Instant};
 /// How long a child has between one step of being ended and the next.
 const END_STEP: Duration = Duration::from_secs(5);
 
+/// Variables that mean us and nobody we start. With IN_SYSTEMD Nix puts journal levels into its words.
+const OURS_ALONE: [&str; 4] = [
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "IN_SYSTEMD",
+];
+
 /// A child in a process group of its own.
 #[derive(Debug)]
 pub struct PipedChild {
@@ -29,6 +37,9 @@ pub struct ChildPipes {
 /// # Errors
 /// What the system says of starting it; name the program when passing it on.
 pub fn spawn(command: &mut Command) -> io::Result<(PipedChild, ChildPipes)> {
+    for ours in OURS_ALONE {
+        command.env_remove(ours);
+    }
     command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -1,7 +1,8 @@
 //! Fixtures of the integration tests: real parts, started privately and taken away again.
 //!
 //! A PostgreSQL cluster ([`Pg`]), Nix stores ([`NixStore`], [`SecondStore`]), a nix-daemon ([`NixDaemon`]), an sshd
-//! ([`Sshd`]), stub builders ([`StubBuilders`]), the program itself ([`Hydrad`]) and a foreign listener ([`Listener`]).
+//! ([`Sshd`]), stub builders ([`StubBuilders`]) and a [`Gate`] for their builds, the program itself ([`Hydrad`]) and a
+//! foreign listener ([`Listener`]); and a [`Farm`] made of them.
 //!
 //! Rules they keep:
 //! - Nothing of the machine's own PostgreSQL, Nix or sshd is touched: every part lives in a [`TestDir`] under /tmp.
@@ -16,6 +17,8 @@
 #![allow(dead_code, unused_imports)]
 
 mod dir;
+mod farm;
+mod gate;
 mod hydrad;
 mod listener;
 mod nix;
@@ -27,6 +30,8 @@ mod stub;
 mod user;
 
 pub use dir::TestDir;
+pub use farm::Farm;
+pub use gate::Gate;
 pub use hydrad::{Hydrad, HydradBuilder};
 pub use listener::{Event, Listener};
 pub use nix::{NixDaemon, NixStore, SecondStore};

@@ -43,6 +43,13 @@ impl NixStore {
         }
     }
 
+    /// Let builds here have these system features.
+    pub fn with_features(self, features: &[&str]) -> NixStore {
+        let conf = format!("{NIX_CONF}system-features = {}\n", features.join(" "));
+        std::fs::write(self.dir.join("conf/nix.conf"), conf).expect("write nix.conf");
+        self
+    }
+
     /// The logical (and here also physical) store directory.
     pub fn store_dir(&self) -> PathBuf {
         self.dir.join("store")

@@ -16,6 +16,7 @@
 //! | `valid` | `all`, or `imported`: only what this connection was sent or has built |
 //! | `data` | `own`, or `other`: what is dumped is not what the path's hash was told for |
 //! | `exec` | run this shell command instead of being a stub |
+//! | `gate` | a build connects to this Unix socket and goes on when the other side closes it |
 //! | `fault` | `KIND-in-PHASE`, see below; with `@N` behind it only the first N times on this host |
 //!
 //! Phases: `connect`, `handshake`, `valid`, `substitute`, `import`, `build`, `infos`, `dump`. Kinds: `hang` (until the
@@ -28,6 +29,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::os::fd::AsRawFd;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sha2::{Digest, Sha256};
@@ -240,6 +242,9 @@ impl Stub {
             eprintln!("stub line {} of {drv}", line + 1);
         }
         self.fault("build")?;
+        if let Some(gate) = knob(&self.host, "gate") {
+            wait_at(&gate)?;
+        }
         let seconds = self.setting(&told, "stubSeconds", "seconds").unwrap_or(0.0);
         if seconds > 0.0 && hung_up_within(Duration::from_secs_f64(seconds)) {
             return Err(error("the client hung up during a build".into()));
@@ -624,6 +629,26 @@ fn hung_up_within(time: Duration) -> bool {
         if left.is_zero() {
             return false;
         }
+    }
+}
+
+/// Wait until whoever listens at the socket hangs up. Nobody listens: the gate is open.
+fn wait_at(gate: &str) -> io::Result<()> {
+    let Ok(stream) = std::os::unix::net::UnixStream::connect(gate) else {
+        return Ok(());
+    };
+    let mut ends = [0, stream.as_raw_fd()].map(|fd| libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    });
+    // Any event of standard input while a build runs is the client hanging up.
+    ends[0].events = 0;
+    // SAFETY: two pollfds that live until poll returns.
+    unsafe { libc::poll(ends.as_mut_ptr(), 2, -1) };
+    match ends[0].revents {
+        0 => Ok(()),
+        _ => Err(error("the client hung up during a build".into())),
     }
 }
 

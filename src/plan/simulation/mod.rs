@@ -1,0 +1,1275 @@
+//! A fake world around a [`Plan`]: virtual time, faults from a seed, and a reference of what must come of it.
+//!
+//! The world is the monitor, the inspectors, the machines, the writer, PostgreSQL, the users and the power switch.
+//! It checks, whatever happens: nothing starts before its inputs are valid; no step runs twice at once; no machine
+//! gets more than its slots, nor what it cannot do; tickets rise by one; every run's row ends exactly once; no build
+//! is finished twice; after faults cease, every build of the queue ends as its derivations deserve, also when the
+//! process was killed at any turn and started again with nothing but what was committed; memory is given back.
+//! Starts are compared with the plain order (see `oracle`) by the plan itself when [`Config::audit`] is set.
+//!
+//! Reads no clock and knows no thread: equal configurations give equal runs.
+
+mod queue;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use self::queue::{Fate, Queue, JOBSETS};
+use super::action::{Action, Record, Start};
+use super::event::{
+    Event, MachineSpec, Outcome, Pass, PlanSettings, QuestionId, RunEnd, StepFacts,
+};
+use super::Plan;
+use crate::base::hash::FixedMap;
+use crate::base::random::{mix, Random};
+use crate::model::{BuildId, BuildOutput, BuildStatus, JobsetId, Millis, Phase, RunId, Ticket};
+
+/// The world begins here; any time with a few years before it.
+const BEGIN: Millis = Millis(1_700_000_000_000);
+/// Mischief ends after this much virtual time.
+const MISCHIEF_MS: u64 = 40 * 60_000;
+/// A world that has not come to rest by then is stuck.
+const STUCK_MS: u64 = 400 * 24 * 3_600_000;
+const VIOLATIONS_KEPT: usize = 10;
+
+/// When the process is killed.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Kills {
+    Never,
+    /// With this chance at each turn while there is mischief.
+    Chance(f64),
+    /// At this turn, once.
+    At(u64),
+}
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Config {
+    pub seed: u64,
+    pub steps: u32,
+    pub machines: u32,
+    pub slots: u32,
+    /// 0: nothing goes wrong. Else the share of steps with an unusual fate, and the chance of mischief.
+    pub faults: f64,
+    pub kills: Kills,
+    /// Compare every start with the plain order.
+    pub audit: bool,
+    /// Check the plan's invariants every so many turns; 0 is never.
+    pub check_every: u64,
+}
+
+impl Config {
+    /// A small world with faults and kills, different for each seed.
+    pub fn small(seed: u64) -> Config {
+        let mut random = Random::new(mix(seed));
+        Config {
+            seed,
+            steps: 5 + random.below(56) as u32,
+            machines: 1 + random.below(5) as u32,
+            slots: 1 + random.below(3) as u32,
+            faults: [0.0, 0.1, 0.3, 0.6][random.below(4) as usize],
+            kills: if random.chance(0.6) {
+                Kills::Chance(0.02)
+            } else {
+                Kills::Never
+            },
+            audit: true,
+            check_every: if seed % 16 == 0 { 1 } else { 16 },
+        }
+    }
+}
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    pub turns: u64,
+    pub starts: u64,
+    pub kills: u64,
+    pub virtual_secs: u64,
+    /// Depends on which step started where in which order, over the whole run.
+    pub start_order_hash: u64,
+    pub violations: Vec<String>,
+}
+
+/// How the world calls the plan; a caller may measure it.
+pub type Turn<'a> = dyn FnMut(&mut Plan, Millis, Event, &mut Vec<Action>) + 'a;
+
+/// Runs a world to its end. A panic of the plan is a violation.
+pub fn run(config: Config) -> Report {
+    let run = || {
+        let mut world = World::new(config);
+        while world.advance(1_000, &mut |plan, now, event, actions| {
+            plan.turn(now, event, actions)
+        }) {}
+        world.report()
+    };
+    match std::panic::catch_unwind(run) {
+        Ok(report) => report,
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string()));
+            Report {
+                turns: 0,
+                starts: 0,
+                kills: 0,
+                virtual_secs: 0,
+                start_order_hash: 0,
+                violations: vec![text.unwrap_or_else(|| "panic".into())],
+            }
+        }
+    }
+}
+
+enum What {
+    Deliver(Event),
+    /// The next thing that happens to a run, if it is still at this stage.
+    Run(RunId, u32),
+    Commit,
+    /// The machines file is read.
+    Machines,
+    Monitor,
+    /// The monitor reads the list of all unfinished builds.
+    List(Pass),
+    Mischief,
+}
+
+#[derive(Clone, Copy)]
+struct Row {
+    visible: bool,
+    /// The row was deleted.
+    deleted: bool,
+    status: Option<BuildStatus>,
+    global: i32,
+    restarts: u32,
+    /// Process and restarts when the plan last finished it.
+    finished_in: (u32, u32),
+}
+
+struct Run {
+    step: u32,
+    machine: u32,
+    stage: u32,
+    phase: Phase,
+    killed: bool,
+    ended: bool,
+    began: Millis,
+}
+
+struct Writing {
+    ticket: Ticket,
+    record: Option<Record>,
+    /// The failed step, where FailedPaths is written.
+    step: u32,
+}
+
+/// See the module.
+pub struct World {
+    config: Config,
+    queue: Queue,
+    settings: PlanSettings,
+    random: Random,
+    now: Millis,
+    agenda: BTreeMap<(Millis, u64), What>,
+    order: u64,
+    plan: Plan,
+    actions: Vec<Action>,
+    /// Processes started.
+    process: u32,
+    turns: u64,
+    process_turns: u64,
+
+    // What outlives the process.
+    rows: Vec<Row>,
+    valid: Vec<bool>,
+    failed_paths: Vec<bool>,
+    transient: FixedMap<u32, u32>,
+    machines: Vec<MachineSpec>,
+    listed: Vec<bool>,
+    down_until: Vec<Millis>,
+    calm: bool,
+
+    // What the process holds.
+    runs: FixedMap<u64, Run>,
+    running: FixedMap<u32, u64>,
+    in_slots: Vec<u32>,
+    writing: VecDeque<Writing>,
+    committed: Ticket,
+    last_ticket: Ticket,
+    commit_due: bool,
+    to_read: VecDeque<BuildId>,
+    page_out: bool,
+    pass: Pass,
+    pass_at: Millis,
+    pass_under_way: bool,
+    /// Messages of the monitor arrive in order.
+    monitor_time: Millis,
+    monitor_due: bool,
+    open_questions: u64,
+    facts: Vec<(QuestionId, StepFacts)>,
+
+    starts: u64,
+    kills: u64,
+    steps_done: u64,
+    start_order_hash: u64,
+    violations: Vec<String>,
+    rested: bool,
+    output: Arc<BuildOutput>,
+}
+
+impl World {
+    pub fn new(config: Config) -> World {
+        let queue = Queue::new(
+            config.seed,
+            config.steps,
+            config.machines,
+            config.slots,
+            config.faults,
+        );
+        let mut random = Random::new(mix(config.seed ^ 0x5eed));
+        let large = config.steps > 10_000;
+        let settings = PlanSettings {
+            // No step that some machine may do again is given up while machines come and go.
+            unsupported_ms_max: 2 * MISCHIEF_MS,
+            unwritten_tickets_max: if large { 20_000 } else { 5 + random.below(100) },
+            questions_max: if large {
+                4_096
+            } else {
+                1 + random.below(40) as u32
+            },
+            turn_budget: if large {
+                20_000
+            } else {
+                1 + random.below(200) as u32
+            },
+            ..PlanSettings::default()
+        };
+        let rows = (0..queue.builds.len()).map(|at| Row {
+            visible: config.faults == 0.0 || random.chance(0.6),
+            deleted: false,
+            status: None,
+            global: queue
+                .row(BuildId(at as i32 + 1))
+                .map_or(0, |row| row.global_priority),
+            restarts: 0,
+            finished_in: (0, 0),
+        });
+        let rows = rows.collect();
+        let machines = queue.machines.clone();
+        let mut world = World {
+            plan: Plan::new(settings.clone(), config.seed, BEGIN),
+            valid: (0..config.steps)
+                .map(|step| queue.fate(step) == Fate::Valid)
+                .collect(),
+            failed_paths: vec![false; config.steps as usize],
+            transient: FixedMap::default(),
+            listed: vec![true; machines.len()],
+            down_until: vec![BEGIN; machines.len()],
+            in_slots: vec![0; machines.len()],
+            machines,
+            calm: config.faults == 0.0,
+            rows,
+            config,
+            queue,
+            settings,
+            random,
+            now: BEGIN,
+            agenda: BTreeMap::new(),
+            order: 0,
+            actions: Vec::new(),
+            process: 0,
+            turns: 0,
+            process_turns: 0,
+            runs: FixedMap::default(),
+            running: FixedMap::default(),
+            writing: VecDeque::new(),
+            committed: Ticket(0),
+            last_ticket: Ticket(0),
+            commit_due: false,
+            to_read: VecDeque::new(),
+            page_out: false,
+            pass: Pass(0),
+            pass_at: BEGIN,
+            pass_under_way: false,
+            monitor_time: BEGIN,
+            monitor_due: false,
+            open_questions: 0,
+            facts: Vec::new(),
+            starts: 0,
+            kills: 0,
+            steps_done: 0,
+            start_order_hash: 0,
+            violations: Vec::new(),
+            rested: false,
+            output: Arc::new(BuildOutput::default()),
+        };
+        world.start_process();
+        if !world.calm {
+            world.at(BEGIN + 500, What::Mischief);
+        }
+        world
+    }
+
+    pub fn report(&self) -> Report {
+        Report {
+            turns: self.turns,
+            starts: self.starts,
+            kills: self.kills,
+            virtual_secs: self.now.since(BEGIN) / 1000,
+            start_order_hash: self.start_order_hash,
+            violations: self.violations.clone(),
+        }
+    }
+
+    /// Builds in the queue.
+    pub fn builds(&self) -> usize {
+        self.queue.builds.len()
+    }
+
+    /// Steps built or failed so far.
+    pub fn steps_done(&self) -> u64 {
+        self.steps_done
+    }
+
+    /// Lets some turns happen. False when the world has come to rest.
+    pub fn advance(&mut self, turns: u64, turn: &mut Turn) -> bool {
+        for _ in 0..turns {
+            if self.violations.len() >= VIOLATIONS_KEPT {
+                return false;
+            }
+            let agenda = self.agenda.first_key_value().map(|(&key, _)| key);
+            let wake = self.plan.wake_at();
+            let event = match (agenda, wake) {
+                (Some((at, _)), wake) if wake.is_none_or(|wake| at < wake) => {
+                    self.now = self.now.max(at);
+                    match self.agenda.pop_first() {
+                        Some((_, what)) => self.happen(what),
+                        None => None,
+                    }
+                }
+                (_, Some(wake)) => {
+                    self.now = self.now.max(wake);
+                    Some(Event::Tick)
+                }
+                (_, None) => {
+                    self.judge();
+                    return false;
+                }
+            };
+            let Some(event) = event else { continue };
+            turn(&mut self.plan, self.now, event, &mut self.actions);
+            self.turns += 1;
+            self.process_turns += 1;
+            let mut actions = std::mem::take(&mut self.actions);
+            for action in actions.drain(..) {
+                self.carry_out(action);
+            }
+            self.actions = actions;
+            self.flush_facts();
+            if self.config.check_every > 0 && self.turns % self.config.check_every == 0 {
+                self.plan.check_invariants();
+            }
+            self.maybe_kill();
+            if self.now.since(BEGIN) > STUCK_MS {
+                self.judge();
+                return false;
+            }
+            if self.at_rest() {
+                if self.rested {
+                    self.judge();
+                    return false;
+                }
+                // One more pass, so that the plan learns that everything is gone.
+                self.rested = true;
+                self.pass_at = self.now;
+                self.poke_monitor(0);
+            }
+        }
+        true
+    }
+
+    fn violate(&mut self, text: String) {
+        let secs = self.now.since(BEGIN) / 1000;
+        self.violations.push(format!(
+            "turn {}, {secs}s, process {}: {text}",
+            self.turns, self.process
+        ));
+    }
+
+    fn at(&mut self, at: Millis, what: What) {
+        self.order += 1;
+        self.agenda.insert((at.max(self.now), self.order), what);
+    }
+
+    /// A delay that is 0 in a world without faults.
+    fn lag(&mut self, most_ms: u64) -> u64 {
+        if self.config.faults == 0.0 {
+            0
+        } else {
+            self.random.below(most_ms + 1)
+        }
+    }
+
+    fn mishap(&mut self, chance: f64) -> bool {
+        !self.calm && self.random.chance(chance * self.config.faults)
+    }
+
+    // ---- the process
+
+    /// Starts a process that knows only what was committed.
+    fn start_process(&mut self) {
+        self.process += 1;
+        self.process_turns = 0;
+        self.plan = Plan::new(
+            self.settings.clone(),
+            mix(self.config.seed ^ u64::from(self.process)),
+            self.now,
+        );
+        if self.config.audit {
+            self.plan.audit();
+        }
+        let mischief = std::mem::take(&mut self.agenda)
+            .into_iter()
+            .filter(|(_, what)| matches!(what, What::Mischief));
+        self.agenda = mischief.collect();
+        self.runs.clear();
+        self.running.clear();
+        self.in_slots.fill(0);
+        self.writing.clear();
+        self.committed = Ticket(0);
+        self.last_ticket = Ticket(0);
+        self.commit_due = false;
+        self.page_out = false;
+        self.pass = Pass(0);
+        self.pass_under_way = false;
+        self.monitor_time = self.now;
+        self.monitor_due = false;
+        self.open_questions = 0;
+        self.facts.clear();
+        self.rested = false;
+        for jobset in 1..=JOBSETS as i32 {
+            let id = JobsetId(jobset);
+            let event = Event::Jobset {
+                id,
+                name: format!("p:j{jobset}").into(),
+                shares: self.queue.shares(id),
+                history: vec![],
+            };
+            self.at(self.now, What::Deliver(event));
+        }
+        let lag = self.lag(5_000);
+        self.at(self.now + lag, What::Machines);
+        // The rows of the unfinished builds, by priority and id.
+        let rows = self.rows.iter().enumerate();
+        let mut ids: Vec<(i32, BuildId)> = rows
+            .filter(|(_, row)| row.visible && !row.deleted && row.status.is_none())
+            .map(|(at, row)| (-row.global, BuildId(at as i32 + 1)))
+            .collect();
+        ids.sort_unstable();
+        self.to_read = ids.into_iter().map(|(_, id)| id).collect();
+        self.pass_at = self.now + 10_000;
+        self.poke_monitor(0);
+    }
+
+    fn maybe_kill(&mut self) {
+        let kill = match self.config.kills {
+            Kills::Never => false,
+            Kills::Chance(chance) => {
+                self.now.since(BEGIN) < MISCHIEF_MS && self.random.chance(chance)
+            }
+            Kills::At(turn) => self.turns == turn,
+        };
+        if kill {
+            self.kills += 1;
+            self.start_process();
+        }
+    }
+
+    // ---- what happens
+
+    fn happen(&mut self, what: What) -> Option<Event> {
+        match what {
+            What::Deliver(event) => {
+                if let Event::Facts { answers } = &event {
+                    self.open_questions = self.open_questions.saturating_sub(answers.len() as u64);
+                }
+                if let Event::Described { .. } = &event {
+                    self.open_questions = self.open_questions.saturating_sub(1);
+                }
+                Some(event)
+            }
+            What::Run(run, stage) => self.run_on(run, stage),
+            What::Commit => self.commit(),
+            What::Machines => Some(self.machines_event()),
+            What::Monitor => {
+                self.monitor_due = false;
+                self.monitor();
+                None
+            }
+            What::List(pass) => {
+                self.list(pass);
+                None
+            }
+            What::Mischief => self.mischief(),
+        }
+    }
+
+    fn machines_event(&self) -> Event {
+        let machines = self
+            .machines
+            .iter()
+            .zip(&self.listed)
+            .filter(|(_, listed)| **listed);
+        Event::Machines {
+            machines: machines.map(|(machine, _)| machine.clone()).collect(),
+            loaded_from_file: true,
+        }
+    }
+
+    // ---- the monitor
+
+    fn poke_monitor(&mut self, delay_ms: u64) {
+        if !self.monitor_due {
+            self.monitor_due = true;
+            self.at(self.now + delay_ms, What::Monitor);
+        }
+    }
+
+    fn monitor_says(&mut self, event: Event) {
+        let lag = self.lag(2_000);
+        self.monitor_time = self.monitor_time.max(self.now + lag);
+        self.at(self.monitor_time, What::Deliver(event));
+    }
+
+    fn monitor(&mut self) {
+        let page = if self.config.steps > 10_000 { 1_000 } else { 7 };
+        if !self.page_out && !self.to_read.is_empty() {
+            let ids: Vec<BuildId> = (0..page).map_while(|_| self.to_read.pop_front()).collect();
+            let unfinished = |id: &BuildId| {
+                let row = &self.rows[id.0 as usize - 1];
+                row.visible && !row.deleted && row.status.is_none()
+            };
+            let rows = ids.into_iter().filter(unfinished).filter_map(|id| {
+                let mut row = self.queue.row(id)?;
+                row.global_priority = self.rows[id.0 as usize - 1].global;
+                Some(row)
+            });
+            let rows = rows.collect();
+            self.page_out = true;
+            self.monitor_says(Event::Builds { rows });
+        }
+        if self.now >= self.pass_at && !self.pass_under_way {
+            self.pass.0 += 1;
+            self.pass_under_way = true;
+            self.monitor_says(Event::SnapshotBegins { pass: self.pass });
+            let at = self.monitor_time + self.lag(500);
+            self.at(at, What::List(self.pass));
+        } else if !self.pass_under_way {
+            self.poke_monitor(self.pass_at.since(self.now).max(1));
+        }
+    }
+
+    fn list(&mut self, pass: Pass) {
+        let rows = self.rows.iter().enumerate();
+        let listed = rows.filter(|(_, row)| row.visible && !row.deleted && row.status.is_none());
+        let listed: Vec<(BuildId, i32)> = listed
+            .map(|(at, row)| (BuildId(at as i32 + 1), row.global))
+            .collect();
+        let chunk = if self.config.steps > 10_000 { 1_000 } else { 5 };
+        let chunks = listed.len().div_ceil(chunk).max(1);
+        for nth in 0..chunks {
+            let builds = listed.chunks(chunk).nth(nth).unwrap_or(&[]).to_vec();
+            self.monitor_says(Event::Snapshot {
+                pass,
+                written: self.committed,
+                builds,
+                last: nth + 1 == chunks,
+            });
+        }
+        self.pass_under_way = false;
+        let pause = if self.config.steps > 10_000 {
+            900_000
+        } else {
+            5_000 + self.lag(30_000)
+        };
+        self.pass_at = self.monitor_time + pause;
+        self.poke_monitor(pause);
+    }
+
+    // ---- users and administrators
+
+    fn mischief(&mut self) -> Option<Event> {
+        if self.now.since(BEGIN) >= MISCHIEF_MS {
+            return self.calm_down();
+        }
+        let pause = 1_000 + self.random.below(60_000);
+        self.at(self.now + pause, What::Mischief);
+        let nth = self.random.below(self.rows.len() as u64) as usize;
+        let machine = self.random.below(self.machines.len() as u64) as usize;
+        let row = &mut self.rows[nth];
+        match self.random.below(16) {
+            // Builds become visible in any order.
+            0..=4 => row.visible = true,
+            5 => {
+                if row.visible && row.status.is_none() {
+                    row.status = Some(BuildStatus::Cancelled);
+                }
+            }
+            6 => {
+                // Seldom: a deleted build has nothing more to tell.
+                if row.visible && self.random.chance(0.3) {
+                    row.deleted = true;
+                }
+            }
+            7 | 8 => {
+                if row.status.is_some() && !row.deleted {
+                    row.status = None;
+                    row.restarts += 1;
+                    self.failed_paths.fill(false);
+                }
+            }
+            9 => row.global = row.global.saturating_add(self.random.below(100) as i32),
+            10 => self.down_until[machine] = self.now + self.random.below(600_000),
+            11 => {
+                self.listed[machine] = !self.listed[machine];
+                return Some(self.machines_event());
+            }
+            12 => {
+                let spec = &mut self.machines[machine];
+                match self.random.below(4) {
+                    0 => spec.enabled = !spec.enabled,
+                    1 => spec.slots = self.random.below(4) as u32,
+                    2 => spec.speed_factor = [0.5, 1.0, 3.0, 0.0][self.random.below(4) as usize],
+                    _ => spec.supported_features.push("extra".into()),
+                }
+                return Some(self.machines_event());
+            }
+            13 => {
+                let id = JobsetId(1 + self.random.below(u64::from(JOBSETS)) as i32);
+                return Some(Event::Shares {
+                    id,
+                    shares: self.random.below(300) as u32,
+                });
+            }
+            14 => {
+                // Answers to questions that were never asked, and the end of a run that never was.
+                let answers = vec![
+                    (QuestionId(1 << 40), StepFacts::Valid),
+                    (QuestionId(0), StepFacts::Collected),
+                ];
+                let run = RunId(1 << 40);
+                self.at(
+                    self.now,
+                    What::Deliver(Event::RunPhase {
+                        run,
+                        phase: Phase::Building,
+                    }),
+                );
+                return Some(Event::Facts { answers });
+            }
+            _ => self.poke_monitor(0),
+        }
+        self.pass_at = self.now;
+        self.poke_monitor(0);
+        None
+    }
+
+    /// Everything is put in order, and what is left can end.
+    fn calm_down(&mut self) -> Option<Event> {
+        self.calm = true;
+        for row in &mut self.rows {
+            row.visible = true;
+        }
+        self.machines = self.queue.machines.clone();
+        self.listed.fill(true);
+        self.down_until.fill(self.now);
+        Some(self.machines_event())
+    }
+
+    // ---- carrying out
+
+    fn carry_out(&mut self, action: Action) {
+        match action {
+            Action::Inspect { question, drv } => {
+                self.count_question();
+                let Some(step) = self.queue.step_of(&drv) else {
+                    return self.violate(format!("inspects {drv}, which is not in the queue"));
+                };
+                let facts = self.inspect(step);
+                if self.config.faults == 0.0 {
+                    self.facts.push((question, facts));
+                } else {
+                    let lag = self.lag(4_000);
+                    let event = Event::Facts {
+                        answers: vec![(question, facts)],
+                    };
+                    if self.mishap(0.05) {
+                        let again = self.lag(4_000);
+                        self.at(self.now + lag + again, What::Deliver(event.clone()));
+                    }
+                    self.at(self.now + lag, What::Deliver(event));
+                }
+            }
+            Action::Describe { question, drv } => {
+                self.count_question();
+                let step = self.queue.step_of(&drv);
+                if !step.is_some_and(|step| self.valid[step as usize]) {
+                    self.violate(format!("wants {drv} described, which is not valid"));
+                }
+                let output = if self.mishap(0.3) {
+                    Err("no space left".into())
+                } else {
+                    Ok(self.output.clone())
+                };
+                let lag = self.lag(2_000);
+                self.at(
+                    self.now + lag,
+                    What::Deliver(Event::Described { question, output }),
+                );
+            }
+            Action::ReadBuilds { builds } => {
+                if builds.is_empty() || builds.len() > 1_000 {
+                    self.violate(format!("asks for {} rows", builds.len()));
+                }
+                self.to_read.extend(builds);
+                self.poke_monitor(0);
+            }
+            Action::PageTaken => {
+                if !std::mem::take(&mut self.page_out) {
+                    self.violate("a page is taken that was not sent".into());
+                }
+                self.poke_monitor(0);
+            }
+            Action::Start(start) => self.start(start),
+            Action::Kill { run } => {
+                let Some(world_run) = self.runs.get_mut(&run.0) else {
+                    return self.violate(format!("kills run {run}, which does not live"));
+                };
+                if std::mem::replace(&mut world_run.killed, true) {
+                    self.violate(format!("kills run {run} twice"));
+                } else if !world_run.ended {
+                    world_run.stage += 1;
+                    let stage = world_run.stage;
+                    let lag = self.lag(3_000);
+                    self.at(self.now + lag, What::Run(run, stage));
+                }
+            }
+            Action::Record { ticket, record } => self.record(ticket, record),
+            Action::Say { .. } => {}
+        }
+    }
+
+    fn count_question(&mut self) {
+        self.open_questions += 1;
+        // A duplicate answer may have been counted as the answer to another.
+        if self.open_questions > u64::from(self.settings.questions_max) && self.config.faults == 0.0
+        {
+            self.violate(format!("{} questions under way", self.open_questions));
+        }
+    }
+
+    fn flush_facts(&mut self) {
+        for answers in std::mem::take(&mut self.facts).chunks(256) {
+            self.at(
+                self.now,
+                What::Deliver(Event::Facts {
+                    answers: answers.to_vec(),
+                }),
+            );
+        }
+    }
+
+    fn inspect(&mut self, step: u32) -> StepFacts {
+        if self.valid[step as usize] {
+            return StepFacts::Valid;
+        }
+        match self.queue.fate(step) {
+            Fate::Collected => StepFacts::Collected,
+            Fate::Unreadable => StepFacts::Unreadable {
+                message: "no such builder".into(),
+            },
+            _ if self.failed_paths[step as usize] => StepFacts::FailedBefore,
+            _ => StepFacts::Needed(self.queue.spec(step)),
+        }
+    }
+
+    fn take_ticket(&mut self, ticket: Ticket) {
+        if ticket.0 != self.last_ticket.0 + 1 {
+            self.violate(format!("ticket {ticket} follows {}", self.last_ticket));
+        }
+        self.last_ticket = ticket;
+        if !self.commit_due {
+            self.commit_due = true;
+            let lag = if self.config.faults == 0.0 {
+                100
+            } else {
+                self.lag(8_000)
+            };
+            self.at(self.now + lag, What::Commit);
+        }
+    }
+
+    fn start(&mut self, start: Start) {
+        self.take_ticket(start.ticket);
+        let Start {
+            run, drv, machine, ..
+        } = start;
+        self.writing.push_back(Writing {
+            ticket: start.ticket,
+            record: None,
+            step: 0,
+        });
+        let Some(step) = self.queue.step_of(&drv) else {
+            return self.violate(format!("starts {drv}, which is not in the queue"));
+        };
+        self.starts += 1;
+        self.start_order_hash =
+            mix(self.start_order_hash ^ mix(u64::from(step) << 32 | u64::from(machine.0)));
+        if let Some(input) = self
+            .queue
+            .inputs(step)
+            .into_iter()
+            .find(|&input| !self.valid[input as usize])
+        {
+            self.violate(format!(
+                "starts step {step} before its input {input} is valid"
+            ));
+        }
+        if self.running.insert(step, run.0).is_some() {
+            self.violate(format!("starts step {step}, which runs already"));
+        }
+        if self.last_ticket.0 - self.committed.0 > self.settings.unwritten_tickets_max + 2
+            && self.committed.0 > 0
+        {
+            self.violate("starts a step with too much unwritten".into());
+        }
+        let spec = self.queue.spec(step);
+        let at = machine.0 as usize;
+        self.in_slots[at] += 1;
+        let host = &self.machines[at];
+        let has = |feature: &Box<str>| {
+            host.supported_features.contains(feature) || host.mandatory_features.contains(feature)
+        };
+        let wants = |feature: &Box<str>| {
+            spec.required_features.contains(feature) || (&**feature == "local" && spec.prefer_local)
+        };
+        let able = (&*spec.platform == "builtin" || host.systems.contains(&spec.platform))
+            && spec.required_features.iter().all(has)
+            && host.mandatory_features.iter().all(wants);
+        if !able || !host.enabled || !self.listed[at] || self.in_slots[at] > host.slots {
+            let text = format!(
+                "starts step {step} on {}, which should not get it ({})",
+                host.name, self.in_slots[at]
+            );
+            self.violate(text);
+        }
+        let primary = self.queue.step_of_build(start.primary);
+        let announced = |&id: &BuildId| self.queue.step_of_build(id) == Some(step);
+        let primary_wants = primary.is_some_and(|top| self.depends(top, step));
+        if !start.announce.iter().all(announced) || !primary_wants || start.wanted_by == 0 {
+            self.violate(format!(
+                "starts step {step} for build {}, {:?}",
+                start.primary, start.announce
+            ));
+        }
+        let began = self.now;
+        let world_run = Run {
+            step,
+            machine: machine.0,
+            stage: 0,
+            phase: Phase::Preparing,
+            killed: false,
+            ended: false,
+            began,
+        };
+        self.runs.insert(run.0, world_run);
+        let lag = 50 + self.lag(2_000);
+        self.at(self.now + lag, What::Run(run, 0));
+    }
+
+    /// Does `top` depend on `step`? Only looked at in small worlds.
+    fn depends(&self, top: u32, step: u32) -> bool {
+        if self.config.steps > 10_000 {
+            return true;
+        }
+        let mut found = vec![false; top as usize + 1];
+        found[top as usize] = true;
+        for at in (0..=top).rev() {
+            if found[at as usize] {
+                self.queue
+                    .inputs(at)
+                    .into_iter()
+                    .for_each(|input| found[input as usize] = true);
+            }
+        }
+        found.get(step as usize).copied().unwrap_or(false)
+    }
+
+    fn run_on(&mut self, id: RunId, stage: u32) -> Option<Event> {
+        let run = self.runs.get(&id.0)?;
+        if run.stage != stage || run.ended {
+            return None;
+        }
+        let (step, machine, phase, killed) =
+            (run.step, run.machine as usize, run.phase, run.killed);
+        if killed && (self.config.faults == 0.0 || self.random.chance(0.7)) {
+            return self.end(id, Outcome::Cancelled);
+        }
+        if killed && self.random.chance(0.5) {
+            return self.end(
+                id,
+                Outcome::MachineFault {
+                    message: "the connection broke".into(),
+                },
+            );
+        }
+        if phase < Phase::ReceivingOutputs
+            && (self.now < self.down_until[machine] || self.mishap(0.03))
+        {
+            return self.end(
+                id,
+                Outcome::MachineFault {
+                    message: "cannot connect".into(),
+                },
+            );
+        }
+        if self.mishap(0.03) {
+            return self.end(
+                id,
+                Outcome::OurFault {
+                    message: "no space left on device".into(),
+                },
+            );
+        }
+        let fate = self.queue.fate(step);
+        if phase == Phase::Preparing && fate == Fate::CollectedLate {
+            return self.end(id, Outcome::Collected);
+        }
+        let speed = f64::from(self.queue.machines[machine].speed_factor.max(0.1));
+        let (next, delay) = match phase {
+            Phase::Preparing => (Phase::SendingInputs, 500 + self.lag(3_000)),
+            Phase::Connecting | Phase::SendingInputs => (
+                Phase::Building,
+                (self.queue.secs(step) as f64 * 1000.0 / speed) as u64,
+            ),
+            Phase::Building => match fate {
+                Fate::Fails { status, can_cache } => {
+                    let message = "builder failed with exit code 1".into();
+                    let failed = Outcome::Failed {
+                        status,
+                        message,
+                        can_cache,
+                        times_built: 1,
+                        non_deterministic: false,
+                    };
+                    return self.end(id, failed);
+                }
+                Fate::Transient(tries)
+                    if self.transient.get(&step).copied().unwrap_or(0) < tries =>
+                {
+                    *self.transient.entry(step).or_default() += 1;
+                    let message = "transient".into();
+                    return self.end(
+                        id,
+                        Outcome::Transient {
+                            status: BuildStatus::Failed,
+                            message,
+                        },
+                    );
+                }
+                // Small outputs are received in no time.
+                _ if self.lag(3) == 3 => return self.end_built(id),
+                _ => (Phase::ReceivingOutputs, 300 + self.lag(5_000)),
+            },
+            Phase::ReceivingOutputs | Phase::PostProcessing => return self.end_built(id),
+        };
+        let run = self.runs.get_mut(&id.0)?;
+        run.phase = next;
+        run.stage += 1;
+        let stage = run.stage;
+        if next == Phase::ReceivingOutputs {
+            self.in_slots[machine] -= 1;
+        }
+        self.at(self.now + delay, What::Run(id, stage));
+        Some(Event::RunPhase {
+            run: id,
+            phase: next,
+        })
+    }
+
+    fn end_built(&mut self, id: RunId) -> Option<Event> {
+        let step = self.runs.get(&id.0)?.step;
+        self.valid[step as usize] = true;
+        let cached = self.mishap(0.1);
+        let output = self.output.clone();
+        self.end(
+            id,
+            Outcome::Built {
+                output,
+                cached,
+                times_built: 1,
+                non_deterministic: false,
+            },
+        )
+    }
+
+    fn end(&mut self, id: RunId, outcome: Outcome) -> Option<Event> {
+        let lag = self.lag(1_500);
+        let run = self.runs.get_mut(&id.0)?;
+        run.ended = true;
+        let end = RunEnd {
+            outcome,
+            start: run.began.secs(),
+            stop: self.now.secs(),
+            overhead_ms: 500,
+            has_log: true,
+        };
+        let event = Event::RunEnded { run: id, end };
+        if lag > 0 {
+            // What comes from the machine's side is over; the plan hears of it later.
+            self.at(self.now + lag, What::Deliver(event));
+            return None;
+        }
+        Some(event)
+    }
+
+    // ---- the database
+
+    fn record(&mut self, ticket: Ticket, record: Record) {
+        self.take_ticket(ticket);
+        let mut failed_step = 0;
+        match &record {
+            Record::Phase { run, .. } => {
+                if !self.runs.contains_key(&run.0) {
+                    self.violate(format!("records a phase of run {run}, which has ended"));
+                }
+            }
+            Record::FinishStep(finish) => {
+                let Some(run) = self.runs.remove(&finish.run.0) else {
+                    return self.violate(format!("ends run {} twice", finish.run));
+                };
+                if !run.ended {
+                    self.violate(format!("ends run {}, which goes on", finish.run));
+                }
+                failed_step = run.step;
+                self.running.remove(&run.step);
+                if run.phase < Phase::ReceivingOutputs {
+                    self.in_slots[run.machine as usize] -= 1;
+                }
+                if !finish.keep_attempt_log {
+                    self.steps_done += 1;
+                }
+            }
+            Record::Succeed(succeed) => {
+                for &(id, _) in &succeed.builds {
+                    self.finishes(id);
+                    if !self
+                        .queue
+                        .step_of_build(id)
+                        .is_some_and(|step| self.valid[step as usize])
+                    {
+                        self.violate(format!("build {id} succeeds without its output"));
+                    }
+                }
+            }
+            Record::Fail(fail) => {
+                if fail.builds.len() > 500 || !fail.builds.is_sorted_by_key(|build| build.id) {
+                    self.violate("a record of a failure is too long or not in order".into());
+                }
+                if let Some(run) = fail.run {
+                    if self.runs.contains_key(&run.0) {
+                        self.violate(format!("builds fail before run {run} has ended"));
+                    }
+                }
+                fail.builds.iter().for_each(|build| self.finishes(build.id));
+            }
+            Record::Abort { builds, .. } => builds.iter().for_each(|&id| self.finishes(id)),
+        }
+        self.writing.push_back(Writing {
+            ticket,
+            record: Some(record),
+            step: failed_step,
+        });
+    }
+
+    /// The plan finishes a build: once, unless it was restarted.
+    fn finishes(&mut self, id: BuildId) {
+        let Some(row) = self.rows.get_mut(id.0 as usize - 1) else {
+            return self.violate(format!("finishes build {id}, which never was"));
+        };
+        let now = (self.process, row.restarts);
+        if row.finished_in == now {
+            self.violate(format!("finishes build {id} twice"));
+        } else {
+            row.finished_in = now;
+        }
+    }
+
+    fn commit(&mut self) -> Option<Event> {
+        let most = if self.config.faults == 0.0 {
+            u64::MAX
+        } else {
+            1 + self.random.below(20)
+        };
+        for _ in 0..most {
+            let Some(writing) = self.writing.pop_front() else {
+                break;
+            };
+            self.committed = writing.ticket;
+            match writing.record {
+                Some(Record::FinishStep(finish)) => {
+                    self.failed_paths[writing.step as usize] |= finish.cache_failure
+                }
+                Some(Record::Succeed(succeed)) => {
+                    succeed
+                        .builds
+                        .iter()
+                        .for_each(|&(id, _)| self.finish_row(id, BuildStatus::Succeeded));
+                }
+                Some(Record::Fail(fail)) => fail
+                    .builds
+                    .iter()
+                    .for_each(|build| self.finish_row(build.id, build.status)),
+                Some(Record::Abort { builds, .. }) => {
+                    builds
+                        .iter()
+                        .for_each(|&id| self.finish_row(id, BuildStatus::Aborted));
+                }
+                Some(Record::Phase { .. }) | None => {}
+            }
+        }
+        self.commit_due = !self.writing.is_empty();
+        if self.commit_due {
+            let lag = self.lag(8_000);
+            self.at(self.now + lag, What::Commit);
+        }
+        let event = Event::Written {
+            upto: self.committed,
+        };
+        let lag = self.lag(1_000);
+        if lag > 0 {
+            self.at(self.now + lag, What::Deliver(event));
+            return None;
+        }
+        Some(event)
+    }
+
+    fn finish_row(&mut self, id: BuildId, status: BuildStatus) {
+        let row = &mut self.rows[id.0 as usize - 1];
+        if !row.deleted && row.status.is_none() {
+            row.status = Some(status);
+        }
+    }
+
+    // ---- the judgement
+
+    /// Nothing can go wrong any more, and nothing is left to be done.
+    fn at_rest(&self) -> bool {
+        self.calm
+            && self.writing.is_empty()
+            && self.plan.is_idle()
+            && self.to_read.is_empty()
+            && !self.pass_under_way
+            && self.monitor_time <= self.now
+            && self.now < self.pass_at
+            && self
+                .rows
+                .iter()
+                .all(|row| row.deleted || row.status.is_some())
+    }
+
+    fn judge(&mut self) {
+        let mut blame = vec![0u16; self.config.steps as usize];
+        for step in 0..self.config.steps {
+            let fate = self.queue.fate(step);
+            if fate == Fate::Valid {
+                continue;
+            }
+            let mut mask = 0;
+            for input in self.queue.inputs(step) {
+                let below = blame[input as usize];
+                mask |= below & !OWN;
+                if below & OWN != 0 {
+                    mask |= bit(BuildStatus::DepFailed);
+                }
+            }
+            let own = match fate {
+                Fate::Good | Fate::Valid => 0,
+                Fate::Fails {
+                    status: BuildStatus::Failed,
+                    ..
+                } => OWN,
+                // The next to ask is told of a cached failure.
+                Fate::Fails { status, can_cache } => bit(status) | if can_cache { OWN } else { 0 },
+                Fate::Transient(tries) if tries < self.settings.tries_max => 0,
+                Fate::Transient(_) => OWN,
+                Fate::Collected | Fate::CollectedLate | Fate::Unreadable => {
+                    bit(BuildStatus::Aborted)
+                }
+                Fate::Unsupported => bit(BuildStatus::Unsupported),
+            };
+            blame[step as usize] = mask | own;
+        }
+        for at in 0..self.rows.len() {
+            let row = self.rows[at];
+            if row.deleted {
+                continue;
+            }
+            let id = BuildId(at as i32 + 1);
+            let step = self.queue.builds[at];
+            let deserved = blame[step as usize];
+            let right = match row.status {
+                None => false,
+                Some(BuildStatus::Cancelled) => true,
+                Some(BuildStatus::Succeeded) => deserved == 0,
+                Some(BuildStatus::Failed) => deserved & OWN != 0,
+                Some(status) => deserved & bit(status) != 0,
+            };
+            if !right {
+                let why = self.plan.why(self.now, id);
+                self.violate(format!(
+                    "build {id} of step {step} ends as {:?}, deserved {deserved:x}; {why:?}",
+                    row.status
+                ));
+                if self.violations.len() >= VIOLATIONS_KEPT {
+                    return;
+                }
+            }
+        }
+        let snapshot = self.plan.snapshot(self.now);
+        let left = snapshot.builds_queued
+            + snapshot.builds_asked
+            + snapshot.steps_unfinished
+            + snapshot.runs_active;
+        if left > 0 || !self.plan.is_idle() {
+            self.violate(format!("something is left: {snapshot:?}"));
+        }
+        if self.config.check_every > 0 {
+            self.plan.check_invariants();
+        }
+    }
+}
+
+/// The step itself fails: `Failed` for its own builds, `DepFailed` for those above.
+const OWN: u16 = 1 << 15;
+
+fn bit(status: BuildStatus) -> u16 {
+    1 << status.code()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_worlds_with_faults_and_kills() {
+        let failed: Vec<(u64, Vec<String>)> = (0..300)
+            .map(|seed| (seed, run(Config::small(seed)).violations))
+            .filter(|(_, v)| !v.is_empty())
+            .collect();
+        assert!(
+            failed.is_empty(),
+            "{} seeds; {:#?}",
+            failed.len(),
+            &failed[..failed.len().min(3)]
+        );
+    }
+}
