@@ -563,9 +563,7 @@ fn the_pool_recovers_from_lost_connections() {
     eventually(|| {
         let mut conn = pool.get(PATIENCE).unwrap();
         let sql = "select 1";
-        let result = conn
-            .prepared(sql)
-            .and_then(|s| Ok(conn.client().query(&s, &[])?));
+        let result = conn.query(sql, &[]);
         match result {
             Ok(_) => Some(()),
             Err(e) => {

@@ -17,6 +17,8 @@ use std::time::Duration;
 
 use postgres::config::{SslMode, TargetSessionAttrs};
 use postgres::{Client, NoTls};
+use r2d2::ManageConnection;
+use r2d2_postgres::PostgresConnectionManager;
 
 use super::error::DbError;
 use super::os_user;
@@ -202,7 +204,8 @@ impl DbTarget {
     pub fn connect(&self, application_name: &str) -> Result<Client, DbError> {
         let mut last = None;
         for server in &self.servers {
-            match self.config(server, application_name).connect(NoTls) {
+            let config = self.config(server, application_name);
+            match PostgresConnectionManager::new(config, NoTls).connect() {
                 Ok(client) => return Ok(client),
                 Err(cause) => {
                     last = Some(DbError::Connect {

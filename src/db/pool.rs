@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use postgres::types::ToSql;
-use postgres::{Client, Row, Statement, Transaction};
+use postgres::{Client, GenericClient, Row, Statement, Transaction};
 use r2d2::ManageConnection;
 
 use super::connect::DbTarget;
@@ -33,10 +33,56 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 const LIFETIME: Duration = Duration::from_secs(3600);
 const IDLE_MIN: u32 = 1;
 
+/// The prepared statements of one connection.
+#[derive(Default)]
+struct Statements(HashMap<&'static str, Statement>);
+
+impl Statements {
+    /// The prepared form of a statement of the program; asks the server once per connection.
+    fn prepared(
+        &mut self,
+        client: &mut impl GenericClient,
+        sql: &'static str,
+    ) -> Result<Statement, DbError> {
+        if let Some(statement) = self.0.get(sql) {
+            return Ok(statement.clone());
+        }
+        if self.0.len() >= STATEMENTS_MAX {
+            self.0.clear();
+        }
+        let statement = client.prepare(sql)?;
+        self.0.insert(sql, statement.clone());
+        Ok(statement)
+    }
+
+    fn query(
+        &mut self,
+        client: &mut impl GenericClient,
+        sql: &'static str,
+        parameters: Parameters<'_>,
+    ) -> Result<Vec<Row>, DbError> {
+        let statement = self.prepared(client, sql)?;
+        Ok(client.query(&statement, parameters)?)
+    }
+
+    fn execute(
+        &mut self,
+        client: &mut impl GenericClient,
+        sql: &'static str,
+        parameters: Parameters<'_>,
+    ) -> Result<u64, DbError> {
+        let statement = self.prepared(client, sql)?;
+        Ok(client.execute(&statement, parameters)?)
+    }
+}
+
+/// What a statement's placeholders stand for.
+pub type Parameters<'a> = &'a [&'a (dyn ToSql + Sync)];
+
 /// A connection and its prepared statements.
 pub struct Conn {
     client: Client,
-    statements: HashMap<&'static str, Statement>,
+    statements: Statements,
     returned_at: Instant,
 }
 
@@ -44,27 +90,14 @@ impl Conn {
     fn new(client: Client) -> Conn {
         Conn {
             client,
-            statements: HashMap::new(),
+            statements: Statements::default(),
             returned_at: Instant::now(),
         }
     }
 
-    /// The prepared form of a statement of the program; asks the server once per connection.
-    pub fn prepared(&mut self, sql: &'static str) -> Result<Statement, DbError> {
-        if let Some(statement) = self.statements.get(sql) {
-            return Ok(statement.clone());
-        }
-        if self.statements.len() >= STATEMENTS_MAX {
-            self.statements.clear();
-        }
-        let statement = self.client.prepare(sql)?;
-        self.statements.insert(sql, statement.clone());
-        Ok(statement)
-    }
-
     /// Forgets the prepared statements, as is needed after the tables were changed.
     pub fn forget_statements(&mut self) {
-        self.statements.clear();
+        self.statements = Statements::default();
     }
 
     /// A transaction; rolled back when dropped without `commit`.
@@ -79,20 +112,18 @@ impl Conn {
     pub fn query(
         &mut self,
         sql: &'static str,
-        parameters: &[&(dyn ToSql + Sync)],
+        parameters: Parameters<'_>,
     ) -> Result<Vec<Row>, DbError> {
-        let statement = self.prepared(sql)?;
-        Ok(self.client.query(&statement, parameters)?)
+        self.statements.query(&mut self.client, sql, parameters)
     }
 
     /// Runs one statement of the program in a transaction of its own; gives the number of rows.
     pub fn execute(
         &mut self,
         sql: &'static str,
-        parameters: &[&(dyn ToSql + Sync)],
+        parameters: Parameters<'_>,
     ) -> Result<u64, DbError> {
-        let statement = self.prepared(sql)?;
-        Ok(self.client.execute(&statement, parameters)?)
+        self.statements.execute(&mut self.client, sql, parameters)
     }
 
     pub fn client(&mut self) -> &mut Client {
@@ -104,37 +135,28 @@ impl Conn {
 /// without [`Tx::commit`].
 pub struct Tx<'a> {
     transaction: Transaction<'a>,
-    statements: &'a mut HashMap<&'static str, Statement>,
+    statements: &'a mut Statements,
 }
 
 impl Tx<'_> {
-    fn prepared(&mut self, sql: &'static str) -> Result<Statement, DbError> {
-        if let Some(statement) = self.statements.get(sql) {
-            return Ok(statement.clone());
-        }
-        let statement = self.transaction.prepare(sql)?;
-        self.statements.insert(sql, statement.clone());
-        Ok(statement)
-    }
-
     /// Rows of one statement of the program.
     pub fn query(
         &mut self,
         sql: &'static str,
-        parameters: &[&(dyn ToSql + Sync)],
+        parameters: Parameters<'_>,
     ) -> Result<Vec<Row>, DbError> {
-        let statement = self.prepared(sql)?;
-        Ok(self.transaction.query(&statement, parameters)?)
+        self.statements
+            .query(&mut self.transaction, sql, parameters)
     }
 
     /// Runs one statement of the program; gives the number of rows.
     pub fn execute(
         &mut self,
         sql: &'static str,
-        parameters: &[&(dyn ToSql + Sync)],
+        parameters: Parameters<'_>,
     ) -> Result<u64, DbError> {
-        let statement = self.prepared(sql)?;
-        Ok(self.transaction.execute(&statement, parameters)?)
+        self.statements
+            .execute(&mut self.transaction, sql, parameters)
     }
 
     pub fn commit(self) -> Result<(), DbError> {
