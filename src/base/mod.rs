@@ -5,4 +5,5 @@
 pub mod bits;
 pub mod hash;
 pub mod interner;
+pub mod pool;
 pub mod random;
