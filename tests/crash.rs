@@ -101,6 +101,7 @@ fn killed_at_any_instant_every_build_ends_once_and_as_it_should() {
 
     let began = Instant::now();
     let mut unfinished: i64 = 0;
+    let (mut adopted, mut aborted, mut refused) = (0, 0, 0);
     for kill in 0..kills {
         if unfinished == 0 {
             queue_more();
@@ -115,6 +116,9 @@ fn killed_at_any_instant_every_build_ends_once_and_as_it_should() {
             !log.contains("BUG") && !log.contains("given up"),
             "kill {kill}:\n{log}"
         );
+        adopted += log.matches("adopting step").count();
+        aborted += log.matches("aborting step").count();
+        refused += log.matches("another queue runner").count();
         hydrad.kill_9();
         unfinished = site.ask("select count(*) from Builds where finished = 0");
     }
@@ -123,12 +127,18 @@ fn killed_at_any_instant_every_build_ends_once_and_as_it_should() {
     site.wait_all_finished(&mut hydrad);
     assert!(hydrad.terminate().success());
     eprintln!(
-        "{kills} kills in {:.1} s, all {} builds done after {:.1} s",
+        "{kills} kills in {:.1} s, all {} builds done after {:.1} s; {adopted} steps adopted, {aborted} aborted, \
+         {refused} starts refused",
         killed.as_secs_f64(),
         BUILDS * queues,
         began.elapsed().as_secs_f64()
     );
 
+    assert!(aborted > 0, "no kill hit a running step");
+    assert!(
+        refused * 10 < kills as usize,
+        "a dead process holds up the next one's start"
+    );
     site.assert_complete();
     let twice = std::fs::read_to_string(locks.join("twice")).unwrap_or_default();
     assert_eq!(

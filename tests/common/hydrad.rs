@@ -1,5 +1,6 @@
 //! The program under test, as a child process.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::sync::OnceLock;
@@ -12,6 +13,8 @@ pub struct HydradBuilder {
     args: Vec<String>,
     env: Vec<(String, String)>,
     user: RunAs,
+    /// Words in front of the program.
+    prefix: Vec<String>,
 }
 
 /// A running hydrad. It is killed when dropped; a failing test shows the end of its log.
@@ -28,6 +31,7 @@ impl Hydrad {
             args,
             env: Vec::new(),
             user: RunAs::Unprivileged,
+            prefix: Vec::new(),
         };
         for name in ["RUST_LOG", "RUST_BACKTRACE", "PATH"] {
             if let Ok(value) = std::env::var(name) {
@@ -45,9 +49,14 @@ impl Hydrad {
         self.running.log()
     }
 
-    /// The file the log is in, for a look at it while waiting.
-    pub fn log_path(&self) -> PathBuf {
-        self._dir.join("hydrad.log")
+    /// Wait until the log has so many occurrences of `needle`.
+    pub fn wait_log_times(&mut self, needle: &str, times: usize) {
+        let log = self._dir.join("hydrad.log");
+        self.eventually(&format!("{times} times {needle:?} in the log"), || {
+            let text =
+                String::from_utf8_lossy(&std::fs::read(&log).unwrap_or_default()).into_owned();
+            (text.matches(needle).count() >= times).then_some(())
+        });
     }
 
     /// Wait for a line of the log that contains `needle`, and return it.
@@ -126,10 +135,24 @@ impl HydradBuilder {
             .run_as(store.owner())
     }
 
+    /// Let it see a small file system of its own at `dir`: `size` as of mount(8). Needs namespaces (root, or
+    /// unprivileged user namespaces).
+    pub fn on_tmpfs(mut self, dir: &Path, size: &str) -> Self {
+        self.prefix = ["unshare", "-Urm", "sh", "-c"].map(String::from).to_vec();
+        let script = "mount -t tmpfs -o \"size=$2\" tmpfs \"$1\" && shift 2 && exec \"$@\"";
+        self.prefix.extend([script.into(), "sh".into()]);
+        self.prefix
+            .extend([dir.to_string_lossy().into_owned(), size.into()]);
+        self
+    }
+
     /// The command as it stands, for programs that end by themselves.
     pub fn command(&self) -> Command {
-        let mut command = self.user.command(binary());
+        let program = binary().as_os_str();
+        let mut words = self.prefix.iter().map(OsStr::new).chain([program]);
+        let mut command = self.user.command(words.next().unwrap_or(program));
         command
+            .args(words)
             .args(&self.args)
             .envs(self.env.iter().map(|(name, value)| (name, value)));
         command

@@ -29,12 +29,15 @@ create table twice_log (drv text not null);
 create function log_twice() returns trigger language plpgsql as $$
 begin
     if exists (select 1 from BuildSteps s where s.drvPath = new.drvPath and s.busy <> 0
-               and (s.build, s.stepnr) <> (new.build, new.stepnr)) then
+               and (s.build, s.stepnr) <> (new.build, new.stepnr))
+       and exists (select 1 from BuildSteps s
+                   where s.build = new.build and s.stepnr = new.stepnr and s.busy <> 0) then
         insert into twice_log values (new.drvPath);
     end if;
     return null;
 end $$;
-create trigger LogTwice after insert on BuildSteps
+-- At the commit: within a transaction the new row comes before the end of the old one.
+create constraint trigger LogTwice after insert on BuildSteps deferrable initially deferred
     for each row when (new.busy <> 0) execute function log_twice();
 ";
 
