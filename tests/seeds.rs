@@ -908,6 +908,33 @@ fn s8_a_thousand_steps_at_once_share_four_connections() {
 }
 
 #[test]
+fn s8_the_smallest_pool_is_never_exceeded_and_enough() {
+    const BUILDS: usize = 400;
+    let store = NixStore::owned_by(RunAs::Unprivileged);
+    let stubs = StubBuilders::new(store.owner());
+    let farm = Farm::new(&store)
+        .with_machines(&stubs.machines(10, 10))
+        .with_conf("max_db_connections = 2\n");
+    let stop = Arc::new(AtomicBool::new(false));
+    let watcher = watch_sessions(farm.db.superuser(), farm.db.name().into(), stop.clone());
+    let mut hydrad = farm.run(&stubs.env());
+    let drvs = drvs(
+        &store,
+        &format!(r#"list {BUILDS} (n: mk "b-${{n}}" {{ dep = mk "d-${{n}}" {{ }} ""; }} "")"#),
+    );
+    // Inspection, the reading of the queue and the records all want connections at the same time.
+    let builds: Vec<i32> = drvs
+        .chunks(50)
+        .flat_map(|drvs| enqueue(&farm, drvs))
+        .collect();
+    farm.wait_ended(&mut hydrad, &builds);
+    assert_eq!(farm.statuses(&builds), [Some(0); BUILDS]);
+    stop.store(true, Ordering::Relaxed);
+    let (most, _) = watcher.join().unwrap();
+    assert_eq!(most, 2 + 2, "the pool was full, and no fuller");
+}
+
+#[test]
 fn s8_the_start_warns_when_postgresql_has_no_room_for_the_pool() {
     let store = NixStore::owned_by(RunAs::Unprivileged);
     let farm = Farm::new(&store).with_conf("max_db_connections = 1000\n");
