@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::sync::OnceLock;
 
-use super::process::Running;
+use super::process::{children_of, wait_gone, Running};
 use super::{Db, NixStore, RunAs, TestDir};
 
 /// What to start; see [`Hydrad::run`].
@@ -17,7 +17,8 @@ pub struct HydradBuilder {
     prefix: Vec<String>,
 }
 
-/// A running hydrad. It is killed when dropped; a failing test shows the end of its log.
+/// A running hydrad. It is killed when dropped, and what it has started is gone then; a failing test shows the end of
+/// its log.
 pub struct Hydrad {
     running: Running,
     _dir: TestDir,
@@ -103,6 +104,17 @@ impl Hydrad {
     /// Wait for the end that it comes to by itself.
     pub fn wait(&mut self) -> ExitStatus {
         self.running.wait()
+    }
+}
+
+impl Drop for Hydrad {
+    fn drop(&mut self) {
+        if self.running.status().is_none() {
+            // A program of Nix's that is just starting would make its directories anew behind our back.
+            let children = children_of(self.pid());
+            self.running.signal(libc::SIGKILL);
+            wait_gone(&children);
+        }
     }
 }
 

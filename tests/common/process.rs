@@ -205,6 +205,55 @@ impl Drop for Running {
     }
 }
 
+/// The processes that a process has started and that live.
+pub fn children_of(pid: u32) -> Vec<u32> {
+    let mut children = Vec::new();
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(child) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        if parent_and_state(child).is_some_and(|(parent, _)| parent == pid) {
+            children.push(child);
+        }
+    }
+    children
+}
+
+/// Wait until these processes, whose input has just been closed, are gone; those that are not are ended, with the rest
+/// of the process group if they lead one.
+pub fn wait_gone(pids: &[u32]) {
+    let lives = |pid: u32| parent_and_state(pid).is_some_and(|(_, state)| state != "Z");
+    let deadline = Instant::now() + Duration::from_secs(5);
+    for &pid in pids {
+        while lives(pid) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        if lives(pid) {
+            // SAFETY: neither has memory preconditions; the process is the one we have been watching since its parent
+            // lived.
+            unsafe {
+                let leads = libc::getpgid(pid as i32) == pid as i32;
+                libc::kill(
+                    if leads { -(pid as i32) } else { pid as i32 },
+                    libc::SIGKILL,
+                );
+            }
+        }
+    }
+}
+
+fn parent_and_state(pid: u32) -> Option<(u32, String)> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Behind the program's name, which may contain anything.
+    let mut fields = text[text.rfind(')')? + 1..].split_whitespace();
+    let state = fields.next()?.to_string();
+    Some((fields.next()?.parse().ok()?, state))
+}
+
 type Order = (Command, Sender<std::io::Result<Child>>);
 
 /// The kernel sends the parent-death signal when the *thread* that forked ends, and each test has a thread of its own.
