@@ -594,6 +594,9 @@ fn s4_a_machine_that_hangs_for_one_step_does_not_keep_others_from_sending() {
         let now_used = connections_in_use(&stubs);
         assert_eq!(now_used, used, "{phase}: on connections used before");
 
+        if phase == "valid" {
+            continue;
+        }
         // The program at the far end dies: a substitution that fails costs nothing, the path is sent.
         let events = stubs.events();
         let (_, pid, ..) = events

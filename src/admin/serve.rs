@@ -1,6 +1,8 @@
 //! The commands that need settings and database put together: `run` and `queue-runner`, `init`, `check`.
 
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
@@ -17,7 +19,13 @@ use crate::queue;
 use crate::queue::trust::{self, Trust};
 use crate::store::local::LocalStore;
 use crate::store::nix_conf;
-use crate::sys::signals;
+use crate::sys::{process, signals, thread};
+
+/// How often the private PostgreSQL is looked at.
+const POSTMASTER_LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// The private PostgreSQL is being stopped on purpose.
+static LEAVING: AtomicBool = AtomicBool::new(false);
 
 /// # Errors
 /// When the service cannot start.
@@ -32,6 +40,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
             let embedded = Embedded::start(&absolute(dir)?)?;
             let target = embedded.target();
             init_if_empty(&target)?;
+            watch_postmaster(&embedded);
             (target, Some(embedded))
         }
     };
@@ -43,10 +52,29 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
     };
     let result = queue::run(&config, &signals);
     if let Some(embedded) = embedded {
+        LEAVING.store(true, Ordering::SeqCst);
         embedded.stop()?;
     }
     result?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Without its private PostgreSQL a service can do nothing but wait, and nobody else starts one: it leaves, and the next
+/// start makes everything right.
+fn watch_postmaster(embedded: &Embedded) {
+    let Some(pid) = embedded.pid() else { return };
+    let watching = thread::spawn("postgres-watch", move || loop {
+        std::thread::sleep(POSTMASTER_LOOK_EVERY);
+        if !process::is_alive(pid) && !LEAVING.load(Ordering::SeqCst) {
+            log::error!(
+                "the private PostgreSQL (process {pid}) has ended, postgres.log says why; leaving"
+            );
+            std::process::exit(1);
+        }
+    });
+    if let Err(error) = watching {
+        log::warn!("nobody watches the private PostgreSQL: {error}");
+    }
 }
 
 /// The private database of a new state folder gets its tables.

@@ -72,6 +72,8 @@ pub struct Monitor {
     added_from: Option<BuildId>,
     list_not_before: Instant,
     last_list: Instant,
+    /// The first load, until it is complete: since when, how many builds, how many rows were sent.
+    loading: Option<(Instant, usize, usize)>,
 }
 
 impl Monitor {
@@ -90,6 +92,7 @@ impl Monitor {
             added_from: None,
             list_not_before: now,
             last_list: now,
+            loading: Some((now, usize::MAX, 0)),
         }
     }
 
@@ -199,6 +202,7 @@ impl Monitor {
             self.wanted.pop_front();
             self.send_rows(rows)?;
         }
+        self.tell_loaded();
         let now = Instant::now();
         let poll_due = self
             .context
@@ -208,6 +212,20 @@ impl Monitor {
             self.read_list()?;
         }
         Ok(())
+    }
+
+    /// Says once that the queue found at start is loaded.
+    fn tell_loaded(&mut self) {
+        let Some((since, wanted, sent)) = self.loading else {
+            return;
+        };
+        if sent >= wanted && self.pages_out == 0 {
+            log::info!(
+                "queue loaded: {wanted} builds in {} ms",
+                since.elapsed().as_millis()
+            );
+            self.loading = None;
+        }
     }
 
     /// Reads which builds are unfinished now and tells the plan.
@@ -225,6 +243,9 @@ impl Monitor {
         let mut builds = listed.inspect_err(|_| self.list_wanted = true)?;
         builds.sort_unstable_by_key(|(id, priority)| (std::cmp::Reverse(*priority), *id));
         let count = builds.len();
+        if let Some((_, wanted @ usize::MAX, _)) = &mut self.loading {
+            *wanted = count;
+        }
         let mut chunks = builds.chunks(LIST_CHUNK).peekable();
         if chunks.peek().is_none() {
             self.context.tell_plan(Event::Snapshot {
@@ -261,6 +282,9 @@ impl Monitor {
                 rows: page.to_vec(),
             });
             self.pages_out += 1;
+            if let Some((_, _, sent)) = &mut self.loading {
+                *sent += page.len();
+            }
         }
         if rows.is_empty() {
             // Nothing of what was asked for is unfinished any more.

@@ -7,6 +7,7 @@ pub mod clock;
 pub mod kill;
 pub mod lockfile;
 pub mod pipes;
+pub mod process;
 pub mod signals;
 pub mod systemd;
 pub mod thread;

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Benchmark: how fast hydrad loads a queue, starts a build, gets through a graph. Private PostgreSQL and Nix store in BENCH_DIR
 # (default /var/tmp/hydrad-bench-USER, kept for the next run; results.jsonl in it has one line per run).
-#   bench.sh              the usual set
-#   bench.sh ARGS...      one run of bench/bench.py, e.g. `bench.sh e2e --graph deep --machines fake:4x8 --repeat 3`
+#   bench.sh              the usual set (BENCH_LARGE=1: also a queue of 100,000, whose making takes minutes)
+#   bench.sh ARGS...      one run of bench/bench.py, e.g. `bench.sh e2e --graph l2k --machines fake:4x8 --repeat 3`
 # BENCH_RUNNER names another queue runner to measure.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -29,20 +29,32 @@ if [ -n "$fresh" ]; then
     cat sql/schema/hydra-87.sql sql/schema/hydrad.sql >"$BENCH_DIR/schema.sql"
     bench pg-init --sql "$BENCH_DIR/schema.sql"
 fi
-[ -f "$BENCH_DIR/graphs/flat.json" ] || bench gen flat --layers 1 --width 1000
-[ -f "$BENCH_DIR/graphs/deep.json" ] || bench gen deep --layers 20 --width 50
+for graph in "flat 1 2000" "l2k 20 100" "l10k 20 500" ${BENCH_LARGE:+"l100k 20 5000"}; do
+    read -r name layers width <<<"$graph"
+    [ -f "$BENCH_DIR/graphs/$name.json" ] || bench gen "$name" --layers "$layers" --width "$width"
+done
 
 if [ $# -gt 0 ]; then
     bench "$@"
     exit
 fi
-step "loading a queue of 1000 builds"
-bench load --graph deep --repeat 3
-step "one build on an idle queue runner: until it is started, until it is finished"
-bench latency --graph flat --machines localhost:1 --count 50
-step "1000 builds, two slots on this machine"
-bench e2e --graph deep --machines localhost:2
-step "1000 builds, four machines with eight slots over a stub of ssh"
-bench e2e --graph deep --machines fake:4x8
-step "restart with 1000 builds queued"
-bench restart --graph deep --machines localhost:1
+floor() { /usr/bin/python3 "$here/serve_floor.py" --graph flat --mode persistent --conns 4 --query --infos --quiet 20; }
+loaded=(--probe "log:queue loaded") ready=(--probe log:ready)
+step "loading a queue of 10,000 builds (no slot), then with 8 slots busy"
+bench load --graph l10k "${loaded[@]}" --quiet 20 --repeat 3
+bench restart --graph l10k --machines localhost:8 "${loaded[@]}" --limit 10000
+if [ -n "${BENCH_LARGE:-}" ]; then
+    step "loading a queue of 100,000 builds"
+    bench load --graph l100k "${loaded[@]}" --quiet 20
+fi
+step "one build on an idle queue runner: NOTIFY until it is started, until it is finished"
+bench latency --graph flat --machines localhost:1 --count 50 "${ready[@]}" --quiet 20
+step "2,000 builds, eight slots on this machine; before and after it, what four kept connections can do at most"
+floor; floor; floor
+bench e2e --graph flat --machines localhost:8 "${ready[@]}" --quiet 20 --repeat 3
+floor; floor; floor
+step "2,000 builds in 20 layers, eight slots on this machine"
+bench e2e --graph l2k --machines localhost:8 "${ready[@]}" --quiet 20
+step "96 slots on twelve machines over a stub of ssh: database connections, with the usual pool and with one of 4"
+bench conns --graph l2k --machines fake:12x8 "${ready[@]}" --quiet 20
+bench conns --graph l2k --machines fake:12x8 "${ready[@]}" --conf max_db_connections=4 --quiet 20
