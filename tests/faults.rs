@@ -536,7 +536,8 @@ fn a_build_on_a_stopped_builder_ends_by_its_own_limits_and_frees_the_slot() {
     site.machines(&Site::stub("m1", 1, 1, "-"));
     site.stubs.set("m1", &[("seconds", "3600")]);
     let mut hydrad = site.start();
-    let jobs = stub_jobs("silent", 1, "").replace("derivation {", "{ meta.maxSilent = 1; } // derivation {");
+    let jobs = stub_jobs("silent", 1, "")
+        .replace("derivation {", "{ meta.maxSilent = 1; } // derivation {");
     let silent = site.queue(&jobs)[0];
     site.stubs.wait_event("m1", "build", "silent");
     let pid = site
@@ -766,7 +767,11 @@ fn sigterm_leaves_running_steps_after_stop_timeout_and_the_next_start_takes_care
         gate.display()
     ))[0];
     site.stubs.set("m1", &[("seconds", "3600")]);
-    let remote = site.queue(&stub_jobs("remote", 2, "requiredSystemFeatures = [ \"away\" ];"));
+    let remote = site.queue(&stub_jobs(
+        "remote",
+        2,
+        "requiredSystemFeatures = [ \"away\" ];",
+    ));
     let mut hydrad = site.start();
     hydrad.wait_sql(
         &site.db,
