@@ -906,3 +906,19 @@ fn s8_a_thousand_steps_at_once_share_four_connections() {
         "the load was seen: {most} sessions in {looks} looks"
     );
 }
+
+#[test]
+fn s8_the_start_warns_when_postgresql_has_no_room_for_the_pool() {
+    let store = NixStore::owned_by(RunAs::Unprivileged);
+    let farm = Farm::new(&store).with_conf("max_db_connections = 1000\n");
+    let mut hydrad = farm.run(&[]);
+    let warning = hydrad.wait_log("PostgreSQL has room for 197 connections");
+    for words in [
+        "up to 1002",
+        "lower max_db_connections",
+        "raise max_connections",
+    ] {
+        assert!(warning.contains(words), "{warning}");
+    }
+    hydrad.wait_log("ready: ");
+}

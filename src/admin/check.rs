@@ -13,13 +13,11 @@ use std::path::{Path, PathBuf};
 
 use crate::config::machines::{LocalHost, MachineLine, MachinesFiles, MachinesFromEnv};
 use crate::config::settings::{self, Override, Service, Settings, Verdict};
-use crate::db::locks;
+use crate::db::locks::{self, CONNECTIONS_BESIDE_POOL};
 use crate::db::schema::{self, SchemaState};
 use crate::db::{DbError, DbTarget};
 
 const APPLICATION: &str = "hydrad-check";
-/// Connections beside the pool: one that listens, one that holds the service's lock.
-const CONNECTIONS_BESIDE_POOL: u32 = 2;
 
 /// Check settings, machines, database, folders and programs, without changing anything.
 ///
@@ -371,10 +369,8 @@ fn reached_database_rows(
 
     let connections = locks::connections(client)?;
     let wanted = settings.max_db_connections + CONNECTIONS_BESIDE_POOL;
-    let room = connections.max.saturating_sub(connections.reserved);
-    // This session itself is one of those in use.
-    let others = connections.in_use.saturating_sub(1);
-    let fits = others + wanted <= room;
+    let (room, others) = (connections.room(), connections.others());
+    let fits = connections.fit(settings.max_db_connections);
     push(
         "connections",
         format!(

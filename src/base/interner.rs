@@ -75,6 +75,30 @@ impl Interner {
         found.map(|entry| entry.id)
     }
 
+    /// Fetches what looking up these strings will need, all at the same time: a table much larger than the caches
+    /// is otherwise waited for once per string and level.
+    pub fn touch(&self, texts: &[Box<str>]) {
+        let mut found = [(0u32, 0u32); 16];
+        for texts in texts.chunks(found.len()) {
+            for (slot, text) in found.iter_mut().zip(texts) {
+                let hash = hash_str(text) as u32;
+                let entry = self.table.find(widen(hash), |entry| entry.hash == hash);
+                *slot = (entry.map_or(FREE, |entry| entry.id), 0);
+            }
+            for slot in &mut found[..texts.len()] {
+                slot.1 = self.places.get(slot.0 as usize).copied().unwrap_or(FREE);
+            }
+            let places = found[..texts.len()].iter().filter(|slot| slot.1 != FREE);
+            let sum = places.fold(0, |sum: u8, slot| {
+                let bytes = &self.pages[(slot.1 >> 16) as usize].bytes;
+                let at = (slot.1 & 0xffff) as usize;
+                // A string rarely lies in more than two cache lines.
+                sum ^ bytes[at] ^ bytes[(at + 64).min(bytes.len() - 1)]
+            });
+            std::hint::black_box(sum);
+        }
+    }
+
     /// The id of `text`, and whether it is new. `None` if the string is longer than
     /// [`STRING_BYTES_MAX`] or 4 GiB of strings are held. Ids of removed strings are given out again.
     pub fn intern(&mut self, text: &str) -> Option<(u32, bool)> {

@@ -6,5 +6,6 @@
 pub mod bits;
 pub mod hash;
 pub mod interner;
+pub mod pool;
 pub mod random;
 pub mod text;

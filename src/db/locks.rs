@@ -154,6 +154,9 @@ pub fn foreign_sessions(client: &mut Client, service: Service) -> Result<Vec<Ses
     Ok(rows.iter().map(session).collect())
 }
 
+/// Connections of a service beside its pool: one that listens, one that holds its lock.
+pub const CONNECTIONS_BESIDE_POOL: u32 = 2;
+
 /// The server's room for connections.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Connections {
@@ -163,6 +166,23 @@ pub struct Connections {
     /// Of all programs, now.
     pub in_use: u32,
     pub server_version: String,
+}
+
+impl Connections {
+    /// Without those kept for superusers.
+    pub fn room(&self) -> u32 {
+        self.max.saturating_sub(self.reserved)
+    }
+
+    /// In use, without the session that asked.
+    pub fn others(&self) -> u32 {
+        self.in_use.saturating_sub(1)
+    }
+
+    /// Whether a service with a pool of this size finds room.
+    pub fn fit(&self, pooled_max: u32) -> bool {
+        self.others() + pooled_max + CONNECTIONS_BESIDE_POOL <= self.room()
+    }
 }
 
 pub fn connections(client: &mut Client) -> Result<Connections, DbError> {

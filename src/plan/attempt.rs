@@ -17,8 +17,8 @@ use crate::model::{BuildStatus, MachineId, Phase, RunId};
 
 /// Runs started in one turn.
 const STARTS_PER_TURN: u32 = 1_000;
-/// Steps looked at to count the builds that want a step, for the log line.
-const WANTED_STEPS_MAX: usize = 12;
+/// Dependents looked at to count the builds that want a step, for the log line.
+const DEPENDENTS_LOOKED_AT: usize = 16;
 
 impl Plan {
     /// Starts what can be started: again and again the best machine takes the best step it supports.
@@ -73,11 +73,8 @@ impl Plan {
             .copied()
             .or_else(|| self.lowest_dependent(step));
         let primary = primary.expect("BUG: a runnable step that no build wants");
-        let wanted_by = self
-            .search_dependents(step, WANTED_STEPS_MAX)
-            .0
-            .len()
-            .max(1) as u32;
+        let above = self.graph.rdeps_with_builds(step, DEPENDENTS_LOOKED_AT);
+        let wanted_by = (announce.len() as u32 + above).max(1);
         let run = self.runs.next_id();
         let slot = self.runs.add(Run {
             id: run,

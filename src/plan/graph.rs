@@ -3,14 +3,19 @@
 //! Knows which step waits for which and who wants whom. Does not know why a step changes its state, what
 //! a machine is, or the order among runnable steps.
 //!
-//! An edge lies in two lists: the dependencies of the step that waits, and the dependents of the step it
-//! waits for. Each side lets go of it alone: when the awaited step is done, its side is cut (`to` = [`NONE`])
-//! and the edge stays with the waiting one; when the waiting one is dropped, `from` is cut, and the awaited
-//! step's list is swept when more than half of it is cut. The last side to let go frees the edge.
+//! An edge lies in two lists: the dependencies of the step that waits, and the dependents of the step it waits for.
+//! Nobody searches for it: when the awaited step is done or the waiting one is gone, its *epoch* rises, and links to
+//! it with the old epoch mean nothing any more. A list of dependents more than half dead is swept.
+//!
+//! The graph is far larger than the processor's caches and walked in no order, so what counts is how many steps
+//! are fetched at the same time: lists are contiguous, and a block of a list is touched before it is worked on.
+
+use std::hint::black_box;
 
 use crate::base::interner::Interner;
+use crate::base::pool::{List, Pool};
 
-/// No step, no edge, no build.
+/// No step, no build.
 pub const NONE: u32 = u32::MAX;
 
 /// Where a step stands. Every change goes through `Plan::set_state`.
@@ -60,7 +65,7 @@ impl State {
     }
 }
 
-/// One derivation to be built, found valid or failed. 76 bytes; its drv path is in [`Graph::names`].
+/// One derivation to be built, found valid or failed. 84 bytes; its drv path is in [`Graph::names`].
 #[derive(Clone, Copy)]
 pub struct Step {
     pub state: State,
@@ -73,6 +78,8 @@ pub struct Step {
     /// Rises with every change of state and key: heap entries, timers and questions carry it, and those with
     /// another number are stale. Never set back, also not when the slot is used again.
     pub stamp: u32,
+    /// Rises when the step is done or gone: older links to it are dead. Never set back either.
+    epoch: u32,
     /// Machine class; [`NONE`] until the step is known to be needed.
     pub class: u32,
     /// Set of jobsets that want it.
@@ -86,10 +93,10 @@ pub struct Step {
     pub timeout: u32,
     /// Dependencies that are not valid yet.
     pub missing: u32,
-    pub deps: u32,
-    pub rdeps: u32,
+    deps: List,
+    rdeps: List,
+    /// Dependents that still wait for it.
     pub rdeps_live: u32,
-    pub rdeps_cut: u32,
     /// Dependents it ever had since it was made (Hydra's `rdeps` keeps dead ones too).
     pub rdeps_seen: u32,
     /// First of the builds whose top-level derivation it is.
@@ -110,6 +117,7 @@ const FRESH: Step = Step {
     rekey: false,
     describing: false,
     stamp: 0,
+    epoch: 0,
     class: NONE,
     set: 0,
     global: 0,
@@ -118,10 +126,9 @@ const FRESH: Step = Step {
     max_silent: 0,
     timeout: 0,
     missing: 0,
-    deps: NONE,
-    rdeps: NONE,
+    deps: List::EMPTY,
+    rdeps: List::EMPTY,
     rdeps_live: 0,
-    rdeps_cut: 0,
     rdeps_seen: 0,
     builds: NONE,
     since: 0,
@@ -130,23 +137,21 @@ const FRESH: Step = Step {
     put_off: 0,
 };
 
+/// One end of an edge.
 #[derive(Clone, Copy)]
-struct Edge {
-    /// The step that waits.
-    from: u32,
-    /// The step it waits for.
-    to: u32,
-    next_dep: u32,
-    next_rdep: u32,
+struct Link {
+    step: u32,
+    epoch: u32,
 }
+
+/// Links touched together before they are worked on.
+const BLOCK: usize = 32;
 
 /// See the module.
 pub struct Graph {
     pub names: Interner,
     pub steps: Vec<Step>,
-    edges: Vec<Edge>,
-    /// Free edges, linked by `next_dep`.
-    edges_free: u32,
+    links: Pool<Link>,
 }
 
 impl Graph {
@@ -154,8 +159,7 @@ impl Graph {
         Graph {
             names: Interner::default(),
             steps: Vec::new(),
-            edges: Vec::new(),
-            edges_free: NONE,
+            links: Pool::default(),
         }
     }
 
@@ -183,8 +187,12 @@ impl Graph {
                 slot.state == State::Free,
                 "BUG: a new step's slot is in use"
             );
-            let stamp = slot.stamp;
-            *slot = Step { stamp, ..FRESH };
+            let (stamp, epoch) = (slot.stamp, slot.epoch);
+            *slot = Step {
+                stamp,
+                epoch,
+                ..FRESH
+            };
         }
         Some((id, new))
     }
@@ -192,14 +200,17 @@ impl Graph {
     /// Gives the slot of a step back. Its edges and builds are gone by now.
     pub fn free(&mut self, step: u32) {
         let slot = &self.steps[step as usize];
+        let empty = slot.deps.is_empty() && slot.rdeps.is_empty() && slot.builds == NONE;
         assert!(
-            slot.state == State::Free
-                && slot.deps == NONE
-                && slot.rdeps == NONE
-                && slot.builds == NONE,
+            slot.state == State::Free && empty,
             "BUG: freeing a step that is in use"
         );
         self.names.remove(step);
+    }
+
+    /// Fetches these steps, all at the same time.
+    pub fn touch(&self, steps: impl Iterator<Item = u32>) {
+        black_box(steps.fold(0, |sum: u32, step| sum ^ self.step(step).epoch));
     }
 
     /// Does a build or a living dependent want it?
@@ -208,159 +219,155 @@ impl Graph {
         slot.builds != NONE || slot.rdeps_live > 0
     }
 
-    /// `from` waits for `to`.
-    pub fn link(&mut self, from: u32, to: u32) {
-        let edge = Edge {
-            from,
-            to,
-            next_dep: self.step(from).deps,
-            next_rdep: self.step(to).rdeps,
+    /// `from`, which waits for nothing yet, waits for these steps from now on.
+    pub fn link(&mut self, from: u32, to: &[u32]) {
+        let mut deps = Vec::with_capacity(to.len());
+        let waiting = Link {
+            step: from,
+            epoch: self.step(from).epoch,
         };
-        let at = if self.edges_free == NONE {
-            self.edges.push(edge);
-            self.edges.len() as u32 - 1
-        } else {
-            let at = self.edges_free;
-            self.edges_free = self.edges[at as usize].next_dep;
-            self.edges[at as usize] = edge;
-            at
-        };
-        let waiting = self.step_mut(from);
-        waiting.deps = at;
-        waiting.missing += 1;
-        let awaited = self.step_mut(to);
-        awaited.rdeps = at;
-        awaited.rdeps_live += 1;
-        awaited.rdeps_seen = awaited.rdeps_seen.saturating_add(1);
-    }
-
-    fn free_edge(&mut self, at: u32) {
-        self.edges[at as usize] = Edge {
-            from: NONE,
-            to: NONE,
-            next_dep: self.edges_free,
-            next_rdep: NONE,
-        };
-        self.edges_free = at;
+        for &step in to {
+            let awaited = &mut self.steps[step as usize];
+            deps.push(Link {
+                step,
+                epoch: awaited.epoch,
+            });
+            self.links.push(&mut awaited.rdeps, waiting);
+            awaited.rdeps_live += 1;
+            awaited.rdeps_seen = awaited.rdeps_seen.saturating_add(1);
+        }
+        let deps = self.links.list(&deps);
+        let slot = self.step_mut(from);
+        assert!(
+            slot.deps.is_empty() && slot.missing == 0,
+            "BUG: a step is linked twice"
+        );
+        slot.deps = deps;
+        slot.missing = to.len() as u32;
     }
 
     /// The dependencies of `step` that are not valid yet.
     pub fn deps(&self, step: u32) -> impl Iterator<Item = u32> + '_ {
-        self.list(self.step(step).deps, |edge| (edge.to, edge.next_dep))
+        self.living(self.step(step).deps)
     }
 
     /// The steps that wait for `step`.
     pub fn rdeps(&self, step: u32) -> impl Iterator<Item = u32> + '_ {
-        self.list(self.step(step).rdeps, |edge| (edge.from, edge.next_rdep))
+        self.living(self.step(step).rdeps)
     }
 
-    fn list<'a>(
-        &'a self,
-        head: u32,
-        look: impl Fn(&Edge) -> (u32, u32) + 'a,
-    ) -> impl Iterator<Item = u32> + 'a {
-        let mut at = head;
-        std::iter::from_fn(move || {
-            while at != NONE {
-                let (end, next) = look(&self.edges[at as usize]);
-                at = next;
-                if end != NONE {
-                    return Some(end);
-                }
-            }
-            None
-        })
+    fn living(&self, list: List) -> impl Iterator<Item = u32> + '_ {
+        let links = self.links.get(list).iter();
+        let alive = |link: &&Link| self.step(link.step).epoch == link.epoch;
+        links.filter(alive).map(|link| link.step)
     }
 
-    /// First edge of the dependencies, for a walk that changes steps on the way.
-    pub fn first_dep(&self, step: u32) -> u32 {
-        self.step(step).deps
+    /// How many links to dependencies there are, done or not: for [`Graph::dep_at`].
+    pub fn deps_len(&self, step: u32) -> usize {
+        self.step(step).deps.len()
     }
 
-    /// The dependency of an edge ([`NONE`] if it is done) and the next edge.
-    pub fn dep_at(&self, edge: u32) -> (u32, u32) {
-        let edge = &self.edges[edge as usize];
-        (edge.to, edge.next_dep)
+    /// The dependency behind the link `at`; `None` if it is done. For walks that change steps on the way, in order.
+    pub fn dep_at(&self, step: u32, at: usize) -> Option<u32> {
+        let links = self.links.get(self.step(step).deps);
+        if at % BLOCK == 0 {
+            touch(&self.steps, &links[at..]);
+        }
+        let link = links[at];
+        (self.step(link.step).epoch == link.epoch).then_some(link.step)
+    }
+
+    /// How many of the first few dependents have builds of their own: a cheap lower bound for who wants the step.
+    pub fn rdeps_with_builds(&self, step: u32, looked_at: usize) -> u32 {
+        let links = self.links.get(self.step(step).rdeps);
+        let mut found = 0;
+        for link in &links[..links.len().min(looked_at)] {
+            let slot = self.step(link.step);
+            found += u32::from(slot.epoch == link.epoch && slot.builds != NONE);
+        }
+        found
     }
 
     /// Cuts every dependent loose, because `step` is done or doomed: their `missing` shrinks. Calls `each` with
-    /// every living dependent; returns the number of edges walked.
+    /// every living dependent; returns the number of links walked.
     pub fn cut_rdeps(&mut self, step: u32, mut each: impl FnMut(&mut Step, u32)) -> u32 {
-        let mut walked = 0;
-        let mut at = self.step(step).rdeps;
-        while at != NONE {
-            let Edge {
-                from, next_rdep, ..
-            } = self.edges[at as usize];
-            if from == NONE {
-                self.free_edge(at);
-            } else {
-                self.edges[at as usize].to = NONE;
-                let dependent = self.step_mut(from);
-                assert!(dependent.missing > 0, "BUG: a dependent waits for nothing");
-                dependent.missing -= 1;
-                each(dependent, from);
-            }
-            walked += 1;
-            at = next_rdep;
-        }
         let slot = self.step_mut(step);
-        slot.rdeps = NONE;
+        let mut list = std::mem::take(&mut slot.rdeps);
         slot.rdeps_live = 0;
-        slot.rdeps_cut = 0;
+        slot.epoch = slot.epoch.wrapping_add(1);
+        for links in self.links.get(list).chunks(BLOCK) {
+            touch(&self.steps, links);
+            for link in links {
+                let dependent = &mut self.steps[link.step as usize];
+                if dependent.epoch == link.epoch {
+                    assert!(dependent.missing > 0, "BUG: a dependent waits for nothing");
+                    dependent.missing -= 1;
+                    each(dependent, link.step);
+                }
+            }
+        }
+        let walked = list.len() as u32;
+        self.links.clear(&mut list);
         walked
     }
 
-    /// Lets go of every dependency. Those that nobody wants any more are added to `unwanted`; returns the number
-    /// of edges walked.
+    /// Gives the links of a step back that waits for nothing any more.
+    pub fn drop_done_deps(&mut self, step: u32) {
+        let slot = &mut self.steps[step as usize];
+        assert!(
+            slot.missing == 0,
+            "BUG: a step lets go of what it waits for"
+        );
+        self.links.clear(&mut slot.deps);
+    }
+
+    /// Lets go of every dependency, because `step` goes. Those that nobody wants any more are added to `unwanted`;
+    /// returns the number of links walked.
     pub fn cut_deps(&mut self, step: u32, unwanted: &mut Vec<u32>) -> u32 {
-        let mut walked = 0;
-        let mut at = self.step(step).deps;
-        while at != NONE {
-            let Edge { to, next_dep, .. } = self.edges[at as usize];
-            if to == NONE {
-                self.free_edge(at);
-            } else {
-                self.edges[at as usize].from = NONE;
-                let awaited = self.step_mut(to);
-                awaited.rdeps_live -= 1;
-                awaited.rdeps_cut += 1;
-                if awaited.rdeps_cut > awaited.rdeps_live + 8 {
-                    self.sweep_rdeps(to);
-                }
-                if !self.is_wanted(to) {
-                    unwanted.push(to);
-                }
-            }
-            walked += 1;
-            at = next_dep;
-        }
         let slot = self.step_mut(step);
-        slot.deps = NONE;
+        assert!(
+            slot.rdeps_live == 0,
+            "BUG: a step goes that others wait for"
+        );
+        let mut list = std::mem::take(&mut slot.deps);
         slot.missing = 0;
-        walked
+        slot.epoch = slot.epoch.wrapping_add(1);
+        let walked = list.len();
+        touch(&self.steps, self.links.get(list));
+        for at in 0..walked {
+            let link = self.links.get(list)[at];
+            let awaited = self.step_mut(link.step);
+            if awaited.epoch != link.epoch {
+                continue;
+            }
+            awaited.rdeps_live -= 1;
+            if awaited.rdeps.len() > 2 * awaited.rdeps_live as usize + 8 {
+                self.sweep_rdeps(link.step);
+            }
+            if !self.is_wanted(link.step) {
+                unwanted.push(link.step);
+            }
+        }
+        self.links.clear(&mut list);
+        walked as u32
     }
 
-    /// Takes the cut edges out of a list of dependents, keeping its order.
+    /// Takes the dead links out of a list of dependents, keeping its order.
     fn sweep_rdeps(&mut self, step: u32) {
-        let mut at = self.step(step).rdeps;
-        let mut last = NONE;
-        while at != NONE {
-            let Edge {
-                from, next_rdep, ..
-            } = self.edges[at as usize];
-            if from == NONE {
-                if last == NONE {
-                    self.step_mut(step).rdeps = next_rdep;
-                } else {
-                    self.edges[last as usize].next_rdep = next_rdep;
-                }
-                self.free_edge(at);
-            } else {
-                last = at;
-            }
-            at = next_rdep;
-        }
-        self.step_mut(step).rdeps_cut = 0;
+        let mut list = self.step(step).rdeps;
+        let steps = &self.steps;
+        self.links.retain(&mut list, |link| {
+            steps[link.step as usize].epoch == link.epoch
+        });
+        self.step_mut(step).rdeps = list;
     }
+}
+
+/// Fetches the steps of some links, all at the same time.
+fn touch(steps: &[Step], links: &[Link]) {
+    let links = &links[..links.len().min(BLOCK)];
+    let sum = links
+        .iter()
+        .fold(0, |sum: u32, link| sum ^ steps[link.step as usize].epoch);
+    black_box(sum);
 }

@@ -186,7 +186,7 @@ impl Plan {
             self.jobsets.release(old);
         }
         let slot = self.graph.step_mut(step);
-        if slot.deps != NONE && !slot.spreading {
+        if slot.missing > 0 && !slot.spreading {
             slot.spreading = true;
             self.spread.push_back(step);
         }
@@ -215,13 +215,10 @@ impl Plan {
                 continue;
             }
             let wishes = self.wishes_of(step);
-            let mut edge = self.graph.first_dep(step);
-            while edge != NONE {
-                let (dep, next) = self.graph.dep_at(edge);
-                if dep != NONE {
+            for at in 0..self.graph.deps_len(step) {
+                if let Some(dep) = self.graph.dep_at(step, at) {
                     self.merge(dep, wishes);
                 }
-                edge = next;
                 *left -= 1;
             }
             *left -= 1;
@@ -457,31 +454,43 @@ impl Plan {
             old.steps -= 1;
         }
         let wishes = self.wishes_of(step);
+        let mut found = Vec::with_capacity(spec.inputs.len());
+        let mut too_long = false;
+        self.graph.names.touch(&spec.inputs);
         for input in &spec.inputs {
-            let Some((input, new)) = self.graph.intern(input) else {
-                let message = format!(
-                    "derivation ‘{}’ has an input whose path is too long",
-                    self.graph.drv(step)
-                );
-                self.fail_step(
-                    step,
-                    Cause::Abort {
-                        message: message.into(),
-                    },
-                );
-                return 1;
-            };
-            if new {
-                // Asked for below, when its priority is known.
-            } else if input == step || self.graph.step(input).state == State::Valid {
-                continue;
+            match self.graph.intern(input) {
+                Some(step) => found.push(step),
+                None => too_long = true,
             }
-            self.touch_key(input);
-            self.graph.link(step, input);
+        }
+        self.graph.touch(found.iter().map(|&(input, _)| input));
+        let mut inputs = Vec::with_capacity(found.len());
+        for &(input, new) in &found {
+            if new || (input != step && self.graph.step(input).state != State::Valid) {
+                self.touch_key(input);
+                inputs.push(input);
+            }
+        }
+        self.graph.link(step, &inputs);
+        for &input in &inputs {
             self.merge(input, wishes);
-            if new {
-                self.ask(input);
-            }
+        }
+        // Asked for only now that its priority is known.
+        for &(input, _) in found.iter().filter(|(_, new)| *new) {
+            self.ask(input);
+        }
+        if too_long {
+            let drv = self.graph.drv(step);
+            let message = format!(
+                "derivation ‘{drv}’ has an input whose path is too long to be a store path"
+            );
+            self.fail_step(
+                step,
+                Cause::Abort {
+                    message: message.into(),
+                },
+            );
+            return 1;
         }
         let state = if self.graph.step(step).missing == 0 {
             State::Runnable
@@ -512,7 +521,7 @@ impl Plan {
         });
         for dependent in ready {
             // Only edges to what is done are left.
-            self.graph.cut_deps(dependent, &mut self.unwanted);
+            self.graph.drop_done_deps(dependent);
             self.set_state(dependent, State::Runnable);
         }
         self.keep_valid(step);

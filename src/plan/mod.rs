@@ -376,8 +376,8 @@ impl Plan {
 
     /// Gives a step's slot back. Whatever it waited for may be unwanted then. Returns the edges walked.
     fn free_step(&mut self, step: u32) -> i64 {
-        let mut walked = self.graph.cut_deps(step, &mut self.unwanted);
-        walked += self.graph.cut_rdeps(step, |_, _| {
+        let walked = self.graph.cut_deps(step, &mut self.unwanted);
+        self.graph.cut_rdeps(step, |_, _| {
             panic!("BUG: freeing a step that somebody waits for")
         });
         self.set_state(step, State::Free);

@@ -51,8 +51,6 @@ pub const APPLICATION_NAME: &str = "hydrad-queue-runner";
 
 /// Messages that may wait for the plan. Whoever sends more waits; the plan waits for nobody.
 const INBOX: usize = 8_192;
-/// The listening session and the one with the lock.
-const SESSIONS_OUTSIDE_POOL: u32 = 2;
 /// Inspectors; each uses one connection to the database while it asks.
 const INSPECTORS: usize = 2;
 /// How long the last records may take after the last run.
@@ -292,7 +290,7 @@ fn start(config: &Config) -> Result<Service, Error> {
     if !config.beside {
         refuse_foreign(&mut client)?;
     }
-    warn_if_crowded(&mut client, settings)?;
+    warn_of_few_connections(&mut client, settings.max_db_connections)?;
     drop(client);
     locks::refuse_transaction_pooler(&config.target)?;
     let (sessions, proof) = listen_and_lock(&config.target)?;
@@ -353,24 +351,6 @@ fn start(config: &Config) -> Result<Service, Error> {
     start_threads(config, context, writer, plan_inbox, sessions, locks)
 }
 
-/// Says when PostgreSQL has not room for all the connections that we may open.
-fn warn_if_crowded(client: &mut postgres::Client, settings: &Settings) -> Result<(), Error> {
-    let room = locks::connections(client)?;
-    let ours = settings.max_db_connections + SESSIONS_OUTSIDE_POOL;
-    let free = room
-        .max
-        .saturating_sub(room.reserved)
-        .saturating_sub(room.in_use.saturating_sub(1));
-    if ours > free {
-        log::warn!(
-            "max_db_connections = {} and {SESSIONS_OUTSIDE_POOL} more may not fit: PostgreSQL has max_connections = {}, \
-             {} of them reserved, {} in use; lower the one or raise the other",
-            settings.max_db_connections, room.max, room.reserved, room.in_use
-        );
-    }
-    Ok(())
-}
-
 /// Hydra's own queue runner at work on this database.
 fn refuse_foreign(client: &mut postgres::Client) -> Result<(), Error> {
     let sessions = locks::foreign_sessions(client, ServiceName::QueueRunner)?;
@@ -382,6 +362,21 @@ fn refuse_foreign(client: &mut postgres::Client) -> Result<(), Error> {
         "Hydra's own queue runner works on this database: {}; stop it first, or start with --beside if you know better",
         sessions.join(", ")
     )))
+}
+
+fn warn_of_few_connections(client: &mut postgres::Client, pooled_max: u32) -> Result<(), Error> {
+    let connections = locks::connections(client)?;
+    if !connections.fit(pooled_max) {
+        log::warn!(
+            "PostgreSQL has room for {} connections, {} are in use, and hydrad takes up to {} (max_db_connections and {} \
+             more): they may run out; lower max_db_connections, or raise max_connections in postgresql.conf",
+            connections.room(),
+            connections.others(),
+            pooled_max + locks::CONNECTIONS_BESIDE_POOL,
+            locks::CONNECTIONS_BESIDE_POOL,
+        );
+    }
+    Ok(())
 }
 
 fn is_local_store(uri: &str) -> bool {

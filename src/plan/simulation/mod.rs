@@ -202,7 +202,7 @@ pub struct World {
     pass_under_way: bool,
     /// Messages of the monitor arrive in order.
     monitor_time: Millis,
-    monitor_due: bool,
+    monitor_due: Millis,
     open_questions: u64,
     facts: Vec<(QuestionId, StepFacts)>,
 
@@ -290,7 +290,7 @@ impl World {
             pass_at: BEGIN,
             pass_under_way: false,
             monitor_time: BEGIN,
-            monitor_due: false,
+            monitor_due: Millis::NEVER,
             open_questions: 0,
             facts: Vec::new(),
             starts: 0,
@@ -441,7 +441,7 @@ impl World {
         self.pass = Pass(0);
         self.pass_under_way = false;
         self.monitor_time = self.now;
-        self.monitor_due = false;
+        self.monitor_due = Millis::NEVER;
         self.open_questions = 0;
         self.facts.clear();
         self.rested = false;
@@ -500,7 +500,7 @@ impl World {
             What::Commit => self.commit(),
             What::Machines => Some(self.machines_event()),
             What::Monitor => {
-                self.monitor_due = false;
+                self.monitor_due = Millis::NEVER;
                 self.monitor();
                 None
             }
@@ -526,10 +526,12 @@ impl World {
 
     // ---- the monitor
 
+    /// The monitor looks up in at most this time.
     fn poke_monitor(&mut self, delay_ms: u64) {
-        if !self.monitor_due {
-            self.monitor_due = true;
-            self.at(self.now + delay_ms, What::Monitor);
+        let at = self.now + delay_ms;
+        if at < self.monitor_due {
+            self.monitor_due = at;
+            self.at(at, What::Monitor);
         }
     }
 

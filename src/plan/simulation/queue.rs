@@ -7,8 +7,10 @@ use crate::model::{BuildId, BuildStatus, JobsetId, MachineId};
 use crate::plan::event::{MachineSpec, QueuedBuild, StepSpec};
 
 pub const JOBSETS: u32 = 12;
-/// Steps that many others depend on, per layer.
-const POPULAR: u64 = 48;
+/// Steps that many others depend on, per layer and realm.
+const POPULAR: u64 = 24;
+/// Large queues fall into parts that have little in common, as jobsets of different branches do.
+const REALMS: u32 = 8;
 
 /// How a derivation fares, whatever the machine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,8 +38,10 @@ pub enum Fate {
 pub struct Queue {
     seed: u64,
     pub steps: u32,
+    /// Steps per layer, and per realm of a layer.
     layer: u32,
-    /// Parent positions are a permutation `position * stride + offset` of the next layer.
+    realm: u32,
+    /// Parent positions are a permutation `position * stride + offset` of the same realm in the next layer.
     stride: u64,
     unstride: u64,
     pub machines: Vec<MachineSpec>,
@@ -50,12 +54,14 @@ impl Queue {
     pub fn new(seed: u64, steps: u32, machines: u32, slots: u32, faults: f64) -> Queue {
         let steps = steps.max(1);
         let layers = (f64::from(steps).log2() as u32 + 1).min(24);
-        let layer = steps.div_ceil(layers);
+        let realms = if steps > 10_000 { REALMS } else { 1 };
+        let realm = steps.div_ceil(layers * realms);
+        let layer = realm * realms;
         let layers = steps.div_ceil(layer);
         let (mut stride, mut unstride) = (1, 1);
         // A stride that divides nothing, and its inverse modulo the layer's size.
-        for candidate in (u64::from(layer) * 5 / 8).max(1)..u64::from(layer) {
-            if let Some(inverse) = inverse(candidate, u64::from(layer)) {
+        for candidate in (u64::from(realm) * 5 / 8).max(1)..u64::from(realm) {
+            if let Some(inverse) = inverse(candidate, u64::from(realm)) {
                 (stride, unstride) = (candidate, inverse);
                 break;
             }
@@ -64,6 +70,7 @@ impl Queue {
             seed,
             steps,
             layer,
+            realm,
             stride,
             unstride,
             machines: Vec::new(),
@@ -151,21 +158,21 @@ impl Queue {
 
     /// The step of the next layer that certainly depends on this one.
     fn parent(&self, step: u32) -> Option<u32> {
-        let (layer, position) = (step / self.layer, step % self.layer);
-        let offset = self.hash(layer, 6) % u64::from(self.layer);
-        let parent = (u64::from(position) * self.stride + offset) % u64::from(self.layer);
-        let parent = (layer + 1) * self.layer + parent as u32;
+        let (layer, position) = (step / self.layer, step % self.realm);
+        let realm = u64::from(self.realm);
+        let parent = (u64::from(position) * self.stride + self.hash(layer, 6) % realm) % realm;
+        let parent = step - position + self.layer + parent as u32;
         (parent < self.steps).then_some(parent)
     }
 
     /// The step whose parent this one is.
     fn child(&self, step: u32) -> Option<u32> {
-        let (layer, position) = (step / self.layer, step % self.layer);
+        let (layer, position) = (step / self.layer, step % self.realm);
         let below = layer.checked_sub(1)?;
-        let size = u64::from(self.layer);
-        let offset = self.hash(below, 6) % size;
-        let child = (u64::from(position) + size - offset) % size * self.unstride % size;
-        Some(below * self.layer + child as u32)
+        let realm = u64::from(self.realm);
+        let offset = self.hash(below, 6) % realm;
+        let child = (u64::from(position) + realm - offset) % realm * self.unstride % realm;
+        Some(step - position - self.layer + child as u32)
     }
 
     /// What a step depends on: about ten steps of lower layers, without duplicates.
@@ -174,22 +181,25 @@ impl Queue {
             return Vec::new();
         };
         let mut inputs = vec![child];
-        let below = u64::from(step / self.layer * self.layer);
-        let last = below - u64::from(self.layer);
+        let (layers, position) = (u64::from(step / self.layer), u64::from(step % self.realm));
+        let realm = u64::from(self.realm);
+        // The first step of this realm in the lowest layer.
+        let base = u64::from(step % self.layer) - position;
+        let at =
+            |layer: u64, position: u64| base + layer * u64::from(self.layer) + position % realm;
         for nth in 0..self.hash(step, 7) % 19 {
             let word = self.hash(step, 20 + nth);
-            let (how, word) = (word % 4, word / 4);
+            let (how, word) = (word % 512, word / 512);
             let input = match how {
-                // Nearby in the layer below.
-                0 | 1 => last + (u64::from(child) - last + word % 256) % u64::from(self.layer),
+                // From anywhere.
+                0 => word % (layers * u64::from(self.layer)),
+                1..=30 => at(word % layers, word >> 32),
                 // A compiler or the like.
-                2 => {
-                    word % (below / u64::from(self.layer)) * u64::from(self.layer)
-                        + (word >> 32) % POPULAR
-                }
-                _ => word % below,
+                31..=280 => at(word % layers, (word >> 32) % POPULAR),
+                // Nearby in the layer below.
+                _ => at(layers - 1, position + word % 256),
             };
-            inputs.push((input % below) as u32);
+            inputs.push(input as u32);
         }
         inputs.sort_unstable();
         inputs.dedup();
@@ -283,14 +293,24 @@ impl Queue {
             .copied()
     }
 
-    /// The row of a build; jobsets hold neighbouring steps, as evaluations do.
+    /// The row of a build; each jobset has its realm, and a derivation's second build is of another jobset.
     pub fn row(&self, id: BuildId) -> Option<QueuedBuild> {
         let step = self.step_of_build(id)?;
-        let block = mix(self.seed ^ u64::from(step / 40) ^ u64::from(id.0 as u32 % 2) << 40);
+        let first = id.0 == 1 || self.builds[id.0 as usize - 2] != step;
+        let part = if self.layer > self.realm {
+            step % self.layer / self.realm
+        } else {
+            step / 40
+        };
+        let jobset = if first {
+            part % REALMS
+        } else {
+            REALMS + part % (JOBSETS - REALMS)
+        };
         let word = mix(self.seed ^ (id.0 as u64) << 20);
         Some(QueuedBuild {
             id,
-            jobset: JobsetId(1 + (block % u64::from(JOBSETS)) as i32),
+            jobset: JobsetId(1 + jobset as i32),
             drv: self.drv(step).into(),
             max_silent_secs: [0, 3_600, 7_200][(word % 3) as usize],
             timeout_secs: [36_000, 0, 72_000][(word / 4 % 3) as usize],
