@@ -31,13 +31,9 @@ pub struct Cli {
 
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Run all configured services in one process
     Run(RunArgs),
-    /// Run the queue runner alone
     QueueRunner(QueueRunnerArgs),
-    /// Make or upgrade the tables
     Init(InitCommand),
-    /// Check settings, machines, database, store and rights; writes nothing
     Check(CheckCommand),
     Enqueue(admin::enqueue::EnqueueArgs),
     Status(admin::status::StatusArgs),

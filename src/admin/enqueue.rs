@@ -14,6 +14,7 @@ use super::table;
 use crate::db::connect::DbTarget;
 use crate::db::enqueue::{self, NewBuild};
 use crate::db::listen::Listener;
+use crate::db::schema;
 use crate::model::BuildStatus;
 use crate::nix::derivation::Derivation;
 use crate::store::roots::GcRoots;
@@ -77,6 +78,9 @@ pub fn run(args: &EnqueueArgs) -> Result<ExitCode> {
     }
     let settings = args.state.settings()?;
     let target = args.state.target(&settings)?;
+    // Before an evaluation that may take long.
+    let mut client = target.connect(APPLICATION_NAME)?;
+    schema::check_schema(&mut client)?.serve()?;
     let builds = jobs(args)?;
     let roots = GcRoots::open(&settings.gc_roots_dir).with_context(|| {
         format!(
@@ -103,7 +107,6 @@ pub fn run(args: &EnqueueArgs) -> Result<ExitCode> {
     } else {
         None
     };
-    let mut client = target.connect(APPLICATION_NAME)?;
     let queued = enqueue::insert(&mut client, &args.project, &args.jobset, &builds)?;
     match listener {
         None => {

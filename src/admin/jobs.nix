@@ -45,4 +45,6 @@ let
     else if depth > 10 then [ { inherit name; error = "nested too deeply"; } ]
     else concatLists (map (n: walk (depth + 1) (join name n) attempt.value.${n}) (attrNames attempt.value));
 in
-if attrs == [ ] then walk 0 "" root else concatLists (map (path: walk 0 path (pick path)) attrs)
+# An attribute that was asked for is evaluated outside tryEval: what is wrong with it is told in Nix's own words.
+if attrs == [ ] then walk 0 "" root
+else concatLists (map (path: let x = pick path; in builtins.seq x (walk 0 path x)) attrs)

@@ -118,6 +118,8 @@ pub struct Surroundings {
     pub pool: Pool,
     /// The backend that holds our advisory lock, and the lock's two keys; `None` while it is not held.
     pub lock: Arc<dyn Fn() -> Option<LockProof> + Send + Sync>,
+    /// Told when the server says that this lock is not held, so that it is taken again.
+    pub lock_lost: Arc<dyn Fn(LockProof) + Send + Sync>,
     pub machine_name: Arc<dyn Fn(MachineId) -> String + Send + Sync>,
     /// Path of the log of the current attempt of a derivation; with `keep`, moves it aside first and gives its new path.
     pub log_path: LogPath,
@@ -533,6 +535,7 @@ impl Writer {
         )?[0]
             .get(2);
         if !held {
+            (self.around.lock_lost)(proof);
             return Err(Failure::Away(
                 "another session may have taken our lock on the database".into(),
             ));

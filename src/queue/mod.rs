@@ -472,10 +472,17 @@ fn start_writer(
     inbox: Receiver<writer::Message>,
     position: Arc<AtomicU64>,
 ) -> Result<JoinHandle<()>, Error> {
-    let [for_lock, for_names, for_logs, for_plan] = [(); 4].map(|()| Arc::downgrade(context));
+    let [for_lock, for_loss, for_names, for_logs, for_plan] =
+        [(); 5].map(|()| Arc::downgrade(context));
     let writer = Writer::new(writer::Surroundings {
         pool: context.pool.clone(),
         lock: Arc::new(move || for_lock.upgrade()?.lock_proof()),
+        lock_lost: Arc::new(move |proof| {
+            // Unless it was taken anew meanwhile.
+            if let Some(context) = for_loss.upgrade().filter(|c| c.lock_proof() == Some(proof)) {
+                context.lock_lost();
+            }
+        }),
         machine_name: Arc::new(move |id| {
             for_names
                 .upgrade()

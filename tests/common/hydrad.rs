@@ -129,6 +129,12 @@ impl HydradBuilder {
         self
     }
 
+    /// Take back what was said of a variable.
+    pub fn without(mut self, name: &str) -> Self {
+        self.env.retain(|(known, _)| known != name);
+        self
+    }
+
     pub fn run_as(mut self, user: RunAs) -> Self {
         self.user = user;
         self

@@ -67,6 +67,8 @@ impl Site {
             .client()
             .batch_execute(WATCH)
             .expect("make the tables of the test");
+        // Two programs that both make the store's database are in each other's way.
+        site.store.store(&["--init"]);
         site.dir.sub("data", user);
         site.configure("");
         site.machines("");
