@@ -332,13 +332,26 @@ impl Writer {
         let mut announced: HashSet<(bool, BuildId)> = HashSet::new();
         let now = Instant::now();
         while self.deferred.front().is_some_and(|(at, _)| *at <= now) && group.len() < GROUP_MAX {
-            if let Some((_, entry)) = self.deferred.pop_front() {
-                announced.extend(announcements(&entry.body));
-                group.push(entry);
+            let Some((_, entry)) = self.deferred.pop_front() else {
+                break;
+            };
+            if is_of(&entry.body, &self.unwritten_starts()) {
+                self.defer(vec![entry]);
+                continue;
             }
+            announced.extend(announcements(&entry.body));
+            let followers = self.take_followers(&entry.body);
+            group.push(entry);
+            group.extend(followers);
         }
+        // What belongs to a run whose row is not yet written waits behind it.
+        let unwritten = self.unwritten_starts();
         while group.len() < GROUP_MAX {
             let Some(entry) = waiting.front() else { break };
+            if is_of(&entry.body, &unwritten) {
+                self.defer(waiting.pop_front().into_iter().collect());
+                continue;
+            }
             let keys = announcements(&entry.body);
             if keys.iter().any(|key| announced.contains(key)) {
                 break;
@@ -407,7 +420,11 @@ impl Writer {
                 group.len()
             );
             for entry in group {
-                self.write(vec![entry]);
+                if is_of(&entry.body, &self.unwritten_starts()) {
+                    self.defer(vec![entry]);
+                } else {
+                    self.write(vec![entry]);
+                }
             }
             return;
         }
@@ -427,6 +444,32 @@ impl Writer {
             done: vec![entry.ticket],
             ..Staged::default()
         });
+    }
+
+    /// The runs whose busy row waits to be written.
+    fn unwritten_starts(&self) -> HashSet<RunId> {
+        let starts = self
+            .deferred
+            .iter()
+            .filter_map(|(_, entry)| match &entry.body {
+                Body::StartStep(start) => Some(start.run),
+                _ => None,
+            });
+        starts.collect()
+    }
+
+    /// What waits for this start.
+    fn take_followers(&mut self, body: &Body) -> Vec<Entry> {
+        let Body::StartStep(start) = body else {
+            return Vec::new();
+        };
+        let run = HashSet::from([start.run]);
+        let all = std::mem::take(&mut self.deferred);
+        let (followers, rest) = all
+            .into_iter()
+            .partition::<VecDeque<_>, _>(|(_, entry)| is_of(&entry.body, &run));
+        self.deferred = rest;
+        followers.into_iter().map(|(_, entry)| entry).collect()
     }
 
     fn defer(&mut self, group: Vec<Entry>) {
@@ -596,6 +639,16 @@ fn announcements(body: &Body) -> Vec<(bool, BuildId)> {
             .flat_map(|s| &s.builds)
             .map(|(id, _)| (false, *id))
             .collect(),
+    }
+}
+
+/// Whether a record, the start itself apart, is about one of these runs.
+fn is_of(body: &Body, runs: &HashSet<RunId>) -> bool {
+    match body {
+        Body::Record(Record::Phase { run, .. }) => runs.contains(run),
+        Body::Record(Record::FinishStep(finish)) => runs.contains(&finish.run),
+        Body::Record(Record::Fail(fail)) => fail.run.is_some_and(|run| runs.contains(&run)),
+        _ => false,
     }
 }
 
