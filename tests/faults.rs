@@ -88,6 +88,13 @@ fn a_deletion_not_yet_committed_holds_up_its_own_builds_alone() {
         &site.db,
         "select count(*) = 30 from Builds where finished = 1",
     );
+    let errors: Vec<String> = hydrad
+        .log()
+        .lines()
+        .filter(|l| l.contains("ERROR"))
+        .map(String::from)
+        .collect();
+    assert_eq!(errors, [""; 0]);
     transaction.commit().unwrap();
     // The slots they had are free again.
     site.queue(&stub_jobs("p", 8, ""));
