@@ -429,7 +429,7 @@ impl Scene {
                 scene.machine,
                 std::env::consts::ARCH
             ))
-            .with_conf("retry_interval = 0\nmax_log_size = 4M\nmax_output_size = 1M\n");
+            .with_conf("retry_interval = 1\nmax_log_size = 4M\nmax_output_size = 1M\n");
         scene
     }
 

@@ -179,7 +179,7 @@ fn s1_each_attempt_is_announced_with_its_own_log() {
     stubs.set("all", &[("status", "6")]);
     let farm = Farm::new(&store)
         .with_machines(&stubs.machines(1, 1))
-        .with_conf("retry_interval = 0\n");
+        .with_conf("retry_interval = 1\n");
     let mut hydrad = farm.run(&stubs.env());
     let heard = farm.db.listen(&CHANNELS[2..]);
     let drv = drvs(&store, r#"mk "flaky" { } "never run""#);
@@ -434,7 +434,7 @@ fn s2_a_missing_program_is_named_and_the_build_waits_for_it() {
     let stubs = StubBuilders::new(store.owner());
     let farm = Farm::new(&store)
         .with_machines(&machines_by_feature(&names))
-        .with_conf("retry_interval = 0\n");
+        .with_conf("retry_interval = 1\n");
     let bin = path_with(RunAs::Me, &["nix-daemon"]);
     let mut env = stubs.env();
     env.push(("PATH".into(), bin.path().display().to_string()));
@@ -486,7 +486,7 @@ fn s2_ssh_and_the_far_side_are_quoted_in_their_own_words() {
 
     let farm = Farm::new(&store)
         .with_machines(&machines_by_feature(&names))
-        .with_conf("retry_interval = 0\n");
+        .with_conf("retry_interval = 1\n");
     let mut hydrad = farm.run(&[("NIX_SSHOPTS".into(), config.nix_sshopts())]);
     let builds = enqueue(&farm, &with_features(&store, &names));
     for (n, words) in [
@@ -573,7 +573,7 @@ fn s4_a_machine_that_hangs_for_one_step_does_not_keep_others_from_sending() {
         let stubs = StubBuilders::new(store.owner());
         let farm = Farm::new(&store)
             .with_machines(&stubs.machines(1, 3))
-            .with_conf("retry_interval = 0\n");
+            .with_conf("retry_interval = 1\n");
         let mut hydrad = farm.run(&stubs.env());
         warm_up(&farm, &mut hydrad, &store, &stubs, &[("valid", "imported")]);
         let used = connections_in_use(&stubs);
@@ -905,6 +905,33 @@ fn s8_a_thousand_steps_at_once_share_four_connections() {
         most >= 4 && looks > 100,
         "the load was seen: {most} sessions in {looks} looks"
     );
+}
+
+#[test]
+fn s8_the_smallest_pool_is_never_exceeded_and_enough() {
+    const BUILDS: usize = 400;
+    let store = NixStore::owned_by(RunAs::Unprivileged);
+    let stubs = StubBuilders::new(store.owner());
+    let farm = Farm::new(&store)
+        .with_machines(&stubs.machines(10, 10))
+        .with_conf("max_db_connections = 2\n");
+    let stop = Arc::new(AtomicBool::new(false));
+    let watcher = watch_sessions(farm.db.superuser(), farm.db.name().into(), stop.clone());
+    let mut hydrad = farm.run(&stubs.env());
+    let drvs = drvs(
+        &store,
+        &format!(r#"list {BUILDS} (n: mk "b-${{n}}" {{ dep = mk "d-${{n}}" {{ }} ""; }} "")"#),
+    );
+    // Inspection, the reading of the queue and the records all want connections at the same time.
+    let builds: Vec<i32> = drvs
+        .chunks(50)
+        .flat_map(|drvs| enqueue(&farm, drvs))
+        .collect();
+    farm.wait_ended(&mut hydrad, &builds);
+    assert_eq!(farm.statuses(&builds), [Some(0); BUILDS]);
+    stop.store(true, Ordering::Relaxed);
+    let (most, _) = watcher.join().unwrap();
+    assert_eq!(most, 2 + 2, "the pool was full, and no fuller");
 }
 
 #[test]

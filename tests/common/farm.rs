@@ -98,7 +98,16 @@ impl Farm {
     /// Wait until these builds have ended.
     pub fn wait_ended(&self, hydrad: &mut Hydrad, builds: &[i32]) {
         let mut client = self.db.client();
-        hydrad.eventually(&format!("builds {builds:?} should end"), || {
+        let what = match builds {
+            [first, .., last] if builds.len() > 20 => {
+                format!(
+                    "all {} builds from {first} to {last} should end",
+                    builds.len()
+                )
+            }
+            _ => format!("builds {builds:?} should end"),
+        };
+        hydrad.eventually(&what, || {
             let sql = "select count(*) from Builds where id = any($1) and finished = 0";
             let left: i64 = client.query_one(sql, &[&builds]).expect(sql).get(0);
             (left == 0).then_some(())
