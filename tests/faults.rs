@@ -88,6 +88,13 @@ fn a_deletion_not_yet_committed_holds_up_its_own_builds_alone() {
         &site.db,
         "select count(*) = 30 from Builds where finished = 1",
     );
+    let errors: Vec<String> = hydrad
+        .log()
+        .lines()
+        .filter(|l| l.contains("ERROR"))
+        .map(String::from)
+        .collect();
+    assert_eq!(errors, [""; 0]);
     transaction.commit().unwrap();
     // The slots they had are free again.
     site.queue(&stub_jobs("p", 8, ""));
@@ -105,6 +112,30 @@ fn a_deletion_not_yet_committed_holds_up_its_own_builds_alone() {
             .get::<_, i64>(0)
     };
     assert_eq!((count(&doomed), count(&others)), (0, 30));
+    assert_sane(&hydrad);
+}
+
+#[test]
+fn a_deletion_taken_back_leaves_no_busy_row_of_an_attempt_that_is_over() {
+    let site = Site::new(Pg::shared());
+    site.machines(&Site::stub("m1", 1, 1, "-"));
+    site.stubs.set("m1", &[("fault", "refuse-in-connect")]);
+    site.queue(&stub_jobs("d", 2, ""));
+    let mut web = site.db.client();
+    let mut transaction = web.transaction().unwrap();
+    transaction.execute("delete from Builds", &[]).unwrap();
+    // The rows of these attempts cannot be written; their ends come all the same.
+    let mut hydrad = site.start();
+    hydrad.wait_log_times("performing step", 4);
+    transaction.rollback().unwrap();
+    site.stubs.set("m1", &[]);
+    site.wait_all_finished(&mut hydrad);
+    // What belongs to a held row is written half a second after it.
+    hydrad.wait_sql(
+        &site.db,
+        "select not exists (select 1 from BuildSteps where busy <> 0)",
+    );
+    site.assert_complete();
     assert_sane(&hydrad);
 }
 

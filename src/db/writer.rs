@@ -75,7 +75,7 @@ pub enum Body {
 }
 
 /// The busy row of an attempt, made by the slot that has read the derivation.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct StartStep {
     pub run: RunId,
     pub build: BuildId,
@@ -332,13 +332,26 @@ impl Writer {
         let mut announced: HashSet<(bool, BuildId)> = HashSet::new();
         let now = Instant::now();
         while self.deferred.front().is_some_and(|(at, _)| *at <= now) && group.len() < GROUP_MAX {
-            if let Some((_, entry)) = self.deferred.pop_front() {
-                announced.extend(announcements(&entry.body));
-                group.push(entry);
+            let Some((_, entry)) = self.deferred.pop_front() else {
+                break;
+            };
+            if is_of(&entry.body, &self.unwritten_starts()) {
+                self.defer(vec![entry]);
+                continue;
             }
+            announced.extend(announcements(&entry.body));
+            let followers = self.take_followers(&entry.body);
+            group.push(entry);
+            group.extend(followers);
         }
+        // What belongs to a run whose row is not yet written waits behind it.
+        let unwritten = self.unwritten_starts();
         while group.len() < GROUP_MAX {
             let Some(entry) = waiting.front() else { break };
+            if is_of(&entry.body, &unwritten) {
+                self.defer(waiting.pop_front().into_iter().collect());
+                continue;
+            }
             let keys = announcements(&entry.body);
             if keys.iter().any(|key| announced.contains(key)) {
                 break;
@@ -407,7 +420,11 @@ impl Writer {
                 group.len()
             );
             for entry in group {
-                self.write(vec![entry]);
+                if is_of(&entry.body, &self.unwritten_starts()) {
+                    self.defer(vec![entry]);
+                } else {
+                    self.write(vec![entry]);
+                }
             }
             return;
         }
@@ -427,6 +444,32 @@ impl Writer {
             done: vec![entry.ticket],
             ..Staged::default()
         });
+    }
+
+    /// The runs whose busy row waits to be written.
+    fn unwritten_starts(&self) -> HashSet<RunId> {
+        let starts = self
+            .deferred
+            .iter()
+            .filter_map(|(_, entry)| match &entry.body {
+                Body::StartStep(start) => Some(start.run),
+                _ => None,
+            });
+        starts.collect()
+    }
+
+    /// What waits for this start.
+    fn take_followers(&mut self, body: &Body) -> Vec<Entry> {
+        let Body::StartStep(start) = body else {
+            return Vec::new();
+        };
+        let run = HashSet::from([start.run]);
+        let all = std::mem::take(&mut self.deferred);
+        let (followers, rest) = all
+            .into_iter()
+            .partition::<VecDeque<_>, _>(|(_, entry)| is_of(&entry.body, &run));
+        self.deferred = rest;
+        followers.into_iter().map(|(_, entry)| entry).collect()
     }
 
     fn defer(&mut self, group: Vec<Entry>) {
@@ -599,6 +642,24 @@ fn announcements(body: &Body) -> Vec<(bool, BuildId)> {
     }
 }
 
+fn builds_of_starts(group: &[Entry]) -> Vec<BuildId> {
+    let starts = group.iter().filter_map(|entry| match &entry.body {
+        Body::StartStep(start) => Some(start.build),
+        _ => None,
+    });
+    starts.collect()
+}
+
+/// Whether a record, the start itself apart, is about one of these runs.
+fn is_of(body: &Body, runs: &HashSet<RunId>) -> bool {
+    match body {
+        Body::Record(Record::Phase { run, .. }) => runs.contains(run),
+        Body::Record(Record::FinishStep(finish)) => runs.contains(&finish.run),
+        Body::Record(Record::Fail(fail)) => fail.run.is_some_and(|run| runs.contains(&run)),
+        _ => false,
+    }
+}
+
 fn describe(body: &Body) -> String {
     match body {
         Body::StartStep(start) => format!("the start of {} for build {}", start.drv, start.build),
@@ -710,8 +771,12 @@ impl GroupWork<'_, '_> {
                 _ => {}
             }
         }
+        let unstartable = self.lock_builds_of_starts(group)?;
         if ids.is_empty() {
-            return Ok(Builds::default());
+            return Ok(Builds {
+                unstartable,
+                ..Builds::default()
+            });
         }
         ids.sort_unstable();
         ids.dedup();
@@ -729,14 +794,43 @@ impl GroupWork<'_, '_> {
             )?;
             held.extend(rows.iter().map(|row| BuildId(row.get(0))));
         }
-        Ok(Builds { free, held })
+        Ok(Builds {
+            free,
+            held,
+            unstartable,
+        })
+    }
+
+    /// Keeps the builds of starts from being deleted; gives those that somebody else holds already.
+    fn lock_builds_of_starts(&mut self, group: &[Entry]) -> Result<HashSet<BuildId>, Failure> {
+        let mut ids = builds_of_starts(group);
+        if ids.is_empty() {
+            return Ok(HashSet::new());
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        let mut ids: Vec<i32> = ids.iter().map(|id| id.0).collect();
+        let rows = self.tx.query(
+            include_str!("../../sql/queue/lock_builds_of_starts.sql"),
+            &[&ids],
+        )?;
+        let locked: HashSet<i32> = rows.iter().map(|row| row.get(0)).collect();
+        ids.retain(|id| !locked.contains(id));
+        if ids.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let rows = self.tx.query(
+            include_str!("../../sql/queue/select_existing_builds.sql"),
+            &[&ids],
+        )?;
+        Ok(rows.iter().map(|row| BuildId(row.get(0))).collect())
     }
 
     /// Inserts the busy rows of starts and the finished rows of propagated failures.
     fn insert_steps(&mut self, group: &mut [Entry], builds: &Builds) -> Result<(), Failure> {
         for attempt in 0..4 {
             let mut rows = StepRows::default();
-            self.collect_starts(group, &mut rows)?;
+            self.collect_starts(group, builds, &mut rows)?;
             self.collect_propagated(group, builds, &mut rows)?;
             if rows.build.is_empty() {
                 return Ok(());
@@ -805,19 +899,21 @@ impl GroupWork<'_, '_> {
         Ok(())
     }
 
-    fn collect_starts(&mut self, group: &mut [Entry], rows: &mut StepRows) -> Result<(), Failure> {
-        let unknown: Vec<BuildId> = group
-            .iter()
-            .filter_map(|entry| match &entry.body {
-                Body::StartStep(start) => Some(start.build),
-                _ => None,
-            })
-            .collect();
+    fn collect_starts(
+        &mut self,
+        group: &mut [Entry],
+        builds: &Builds,
+        rows: &mut StepRows,
+    ) -> Result<(), Failure> {
+        let unknown = builds_of_starts(group);
         self.reseed(&unknown)?;
         for entry in group {
             let Body::StartStep(start) = &mut entry.body else {
                 continue;
             };
+            if builds.unstartable.contains(&start.build) {
+                continue;
+            }
             if let Some(stepnr) = start.stepnr.take() {
                 self.tx.execute(
                     include_str!("../../sql/queue/delete_leftover_step.sql"),
@@ -1443,13 +1539,41 @@ impl GroupWork<'_, '_> {
         }
     }
 
+    /// Starts of builds that somebody else holds are written later, and what belongs to them with them.
+    fn postpone_starts(&mut self, group: &[Entry], builds: &Builds) {
+        if builds.unstartable.is_empty() {
+            return;
+        }
+        let mut runs = HashSet::new();
+        for entry in group {
+            let body = match &entry.body {
+                Body::StartStep(start) if builds.unstartable.contains(&start.build) => {
+                    runs.insert(start.run);
+                    Body::StartStep(start.clone())
+                }
+                Body::Record(record) if is_of(&entry.body, &runs) => Body::Record(record.clone()),
+                _ => continue,
+            };
+            self.staged.done.retain(|ticket| *ticket != entry.ticket);
+            self.staged.deferred.push(Entry {
+                ticket: entry.ticket,
+                body,
+            });
+        }
+    }
+
     /// Records of builds that somebody else holds are written later, for those builds alone.
     fn postpone_held(&mut self, group: &[Entry], builds: &Builds) {
+        self.postpone_starts(group, builds);
         if builds.held.is_empty() {
             return;
         }
         let held = |id: &BuildId| builds.held.contains(id);
         for entry in group {
+            if !self.staged.done.contains(&entry.ticket) {
+                // Postponed as a whole already.
+                continue;
+            }
             let held_success = entry
                 .body
                 .succeed()
@@ -1496,6 +1620,8 @@ impl GroupWork<'_, '_> {
 struct Builds {
     free: HashSet<BuildId>,
     held: HashSet<BuildId>,
+    /// For which no busy row can be inserted now.
+    unstartable: HashSet<BuildId>,
 }
 
 /// A step row that is finished when it is made.
