@@ -536,7 +536,8 @@ fn a_build_on_a_stopped_builder_ends_by_its_own_limits_and_frees_the_slot() {
     site.machines(&Site::stub("m1", 1, 1, "-"));
     site.stubs.set("m1", &[("seconds", "3600")]);
     let mut hydrad = site.start();
-    let jobs = stub_jobs("silent", 1, "").replace("derivation {", "{ meta.maxSilent = 1; } // derivation {");
+    let jobs = stub_jobs("silent", 1, "")
+        .replace("derivation {", "{ meta.maxSilent = 1; } // derivation {");
     let silent = site.queue(&jobs)[0];
     site.stubs.wait_event("m1", "build", "silent");
     let pid = site
@@ -766,7 +767,11 @@ fn sigterm_leaves_running_steps_after_stop_timeout_and_the_next_start_takes_care
         gate.display()
     ))[0];
     site.stubs.set("m1", &[("seconds", "3600")]);
-    let remote = site.queue(&stub_jobs("remote", 2, "requiredSystemFeatures = [ \"away\" ];"));
+    let remote = site.queue(&stub_jobs(
+        "remote",
+        2,
+        "requiredSystemFeatures = [ \"away\" ];",
+    ));
     let mut hydrad = site.start();
     hydrad.wait_sql(
         &site.db,
@@ -875,4 +880,28 @@ fn sighup_applies_new_limits_without_a_restart_and_a_broken_file_changes_nothing
     hydrad.wait_log_times("settings read again", 2);
     assert_eq!(status_of("no-limits", &mut hydrad), 0);
     site.assert_complete();
+}
+
+#[test]
+fn sigterm_while_postgresql_is_away_does_not_wait_for_it() {
+    let pg = Pg::start();
+    let site = Site::new(&pg);
+    site.configure("stop_timeout = 1\n");
+    site.machines(&Site::stub("m1", 4, 1, "-"));
+    site.stubs.set("m1", &[("seconds", "0.05")]);
+    site.queue(&stub_jobs("a", 60, ""));
+    let mut hydrad = site.start();
+    hydrad.wait_sql(
+        &site.db,
+        "select count(*) >= 10 from Builds where finished = 1",
+    );
+    pg.stop_server();
+    hydrad.wait_log("the database is away");
+    assert!(hydrad.terminate().success());
+    assert!(hydrad.log().contains("unwritten"), "{}", hydrad.log());
+    pg.start_server();
+    let mut hydrad = site.start();
+    site.wait_all_finished(&mut hydrad);
+    site.assert_complete();
+    assert_sane(&hydrad);
 }
