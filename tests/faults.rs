@@ -905,3 +905,24 @@ fn sigterm_while_postgresql_is_away_does_not_wait_for_it() {
     site.assert_complete();
     assert_sane(&hydrad);
 }
+
+#[test]
+fn a_postgresql_without_room_loses_no_record() {
+    let site = Site::new(Pg::shared());
+    site.machines(&Site::stub("m1", 2, 1, "-"));
+    let full = "create function no_room() returns trigger language plpgsql as $$
+        begin raise exception 'could not extend file: No space left on device' using errcode = '53100'; end $$;
+        create trigger NoRoom before update on Builds
+            for each row when (old.finished = 0 and new.finished = 1) execute function no_room();";
+    site.db.client().batch_execute(full).unwrap();
+    site.queue(&stub_jobs("a", 6, ""));
+    let mut hydrad = site.start();
+    hydrad.wait_log("the database is away: could not extend file");
+    site.db
+        .client()
+        .batch_execute("drop trigger NoRoom on Builds")
+        .unwrap();
+    site.wait_all_finished(&mut hydrad);
+    site.assert_complete();
+    assert_sane(&hydrad);
+}

@@ -441,7 +441,7 @@ impl Writer {
             }
             return;
         }
-        if error.is_lock_timeout() {
+        if error.is_lock_timeout() || error.is_cancelled() {
             self.defer(group);
             return;
         }
