@@ -912,3 +912,48 @@ fn sighup_applies_new_limits_without_a_restart_and_a_broken_file_changes_nothing
     assert_eq!(status_of("no-limits", &mut hydrad), 0);
     site.assert_complete();
 }
+
+#[test]
+fn sigterm_while_postgresql_is_away_does_not_wait_for_it() {
+    let pg = Pg::start();
+    let site = Site::new(&pg);
+    site.configure("stop_timeout = 1\n");
+    site.machines(&Site::stub("m1", 4, 1, "-"));
+    site.stubs.set("m1", &[("seconds", "0.05")]);
+    site.queue(&stub_jobs("a", 60, ""));
+    let mut hydrad = site.start();
+    hydrad.wait_sql(
+        &site.db,
+        "select count(*) >= 10 from Builds where finished = 1",
+    );
+    pg.stop_server();
+    hydrad.wait_log("the database is away");
+    assert!(hydrad.terminate().success());
+    assert!(hydrad.log().contains("unwritten"), "{}", hydrad.log());
+    pg.start_server();
+    let mut hydrad = site.start();
+    site.wait_all_finished(&mut hydrad);
+    site.assert_complete();
+    assert_sane(&hydrad);
+}
+
+#[test]
+fn a_postgresql_without_room_loses_no_record() {
+    let site = Site::new(Pg::shared());
+    site.machines(&Site::stub("m1", 2, 1, "-"));
+    let full = "create function no_room() returns trigger language plpgsql as $$
+        begin raise exception 'could not extend file: No space left on device' using errcode = '53100'; end $$;
+        create trigger NoRoom before update on Builds
+            for each row when (old.finished = 0 and new.finished = 1) execute function no_room();";
+    site.db.client().batch_execute(full).unwrap();
+    site.queue(&stub_jobs("a", 6, ""));
+    let mut hydrad = site.start();
+    hydrad.wait_log("the database is away: could not extend file");
+    site.db
+        .client()
+        .batch_execute("drop trigger NoRoom on Builds")
+        .unwrap();
+    site.wait_all_finished(&mut hydrad);
+    site.assert_complete();
+    assert_sane(&hydrad);
+}

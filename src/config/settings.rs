@@ -193,7 +193,7 @@ pub const DEFINITIONS: &[Definition] = &[
         "How often a step is tried that fails for a reason which another try may cure."),
     used("retry_interval", Kind::Seconds, "60",
         "The pause before a step's second try; each further one is three times as long, up to 30 \
-         minutes."),
+         minutes. At least one second."),
     used("connect_timeout", Kind::Seconds, "60",
         "A machine must accept the ssh connection within this time."),
     used("handshake_timeout", Kind::Seconds, "60",

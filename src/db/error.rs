@@ -70,7 +70,8 @@ pub enum DbError {
 
 impl DbError {
     /// The connection is gone or cannot be had: wait, connect again, repeat. Covers a closed or
-    /// refused connection, a server that starts up, shuts down or has no connection left.
+    /// refused connection, a server that starts up, shuts down, has no connection, memory or disk
+    /// left, or may only be read.
     pub fn is_lost(&self) -> bool {
         match self {
             DbError::Statement(e) => is_lost(e),
@@ -97,6 +98,11 @@ impl DbError {
         self.sql_state() == Some(SqlState::LOCK_NOT_AVAILABLE.code())
     }
 
+    /// Somebody cancelled the statement, or `statement_timeout` expired.
+    pub fn is_cancelled(&self) -> bool {
+        self.sql_state() == Some(SqlState::QUERY_CANCELED.code())
+    }
+
     /// The server's five-character error code.
     pub fn sql_state(&self) -> Option<&str> {
         match self {
@@ -115,10 +121,16 @@ pub fn is_lost(e: &postgres::Error) -> bool {
     }
     match e.code() {
         // 08: connection; 57P01..5: shutdown, crash, cannot connect now, database dropped, idle
-        // session; 53300: too many connections; 25P03: idle in transaction.
+        // session; 53000, 53100, 53200, 53300: resources, disk, memory, connections; 58030: disk
+        // fault; 25P03: idle in transaction; 25006: read-only, as a standby is.
         Some(code) => {
             let code = code.code();
-            code.starts_with("08") || code.starts_with("57P") || code == "53300" || code == "25P03"
+            code.starts_with("08")
+                || code.starts_with("57P")
+                || matches!(
+                    code,
+                    "53000" | "53100" | "53200" | "53300" | "58030" | "25P03" | "25006"
+                )
         }
         None => {
             let mut cause = e.source();

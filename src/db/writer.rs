@@ -36,6 +36,8 @@ const LOCK_TIMEOUT: &str = "200ms";
 const DEFER: Duration = Duration::from_millis(500);
 /// Pause between attempts while PostgreSQL is away.
 const AWAY_PAUSE: Duration = Duration::from_secs(1);
+/// How long one attempt waits for a connection; less than a stop may take.
+const CONNECTION_MAX: Duration = Duration::from_secs(5);
 /// A phase is written with other records, or after this time.
 const PHASE_DELAY: Duration = Duration::from_millis(250);
 /// Ended runs remembered for the failure records that name them.
@@ -184,6 +186,8 @@ pub struct Writer {
     /// Runs whose row is finished, oldest first.
     ended: VecDeque<RunId>,
     deferred: VecDeque<(Instant, Entry)>,
+    /// What came while PostgreSQL was away.
+    backlog: VecDeque<Message>,
     /// Tickets done beyond the position.
     done_ahead: BTreeSet<u64>,
     status: Option<String>,
@@ -199,6 +203,7 @@ impl Writer {
             runs: HashMap::new(),
             ended: VecDeque::new(),
             deferred: VecDeque::new(),
+            backlog: VecDeque::new(),
             done_ahead: BTreeSet::new(),
             status: None,
             stop: None,
@@ -225,7 +230,7 @@ impl Writer {
             }
             let group = self.next_group(&mut waiting);
             if !group.is_empty() {
-                self.write(group);
+                self.write(group, inbox);
             }
             if let Some(status) = self.status.take() {
                 self.write_status(&status);
@@ -284,7 +289,11 @@ impl Writer {
                     .min()
                     .unwrap_or(now + Duration::from_secs(3600))
             };
-            match inbox.recv_deadline(deadline) {
+            let message = match self.backlog.pop_front() {
+                Some(message) => Ok(message),
+                None => inbox.recv_deadline(deadline),
+            };
+            match message {
                 Ok(Message::Write(entry)) => {
                     if waiting.is_empty() {
                         *phase_since = Some(now);
@@ -301,7 +310,8 @@ impl Writer {
                     return;
                 }
             }
-            if waiting.len() >= GROUP_MAX || (self.stop.is_some() && inbox.is_empty()) {
+            let is_all = self.backlog.is_empty() && inbox.is_empty();
+            if waiting.len() >= GROUP_MAX || (self.stop.is_some() && is_all) {
                 return;
             }
         }
@@ -363,7 +373,7 @@ impl Writer {
     }
 
     /// Writes a group, whatever it takes.
-    fn write(&mut self, mut group: Vec<Entry>) {
+    fn write(&mut self, mut group: Vec<Entry>, inbox: &Receiver<Message>) {
         let mut retries = 0u32;
         loop {
             match self.write_group(&mut group) {
@@ -390,7 +400,7 @@ impl Writer {
                         );
                         return;
                     }
-                    std::thread::sleep(AWAY_PAUSE);
+                    self.pause(inbox);
                 }
                 Err(Failure::Retry) if retries < 20 => {
                     retries += 1;
@@ -405,7 +415,29 @@ impl Writer {
                     return;
                 }
                 Err(Failure::Refused(error)) => {
-                    self.replay(group, error);
+                    self.replay(group, error, inbox);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Waits before the next attempt. What comes meanwhile is kept for later; to be told to stop is heard at once.
+    fn pause(&mut self, inbox: &Receiver<Message>) {
+        let until = Instant::now() + AWAY_PAUSE;
+        loop {
+            match inbox.recv_deadline(until) {
+                Ok(Message::Stop { until }) => {
+                    self.stop = Some(until);
+                    return;
+                }
+                Ok(message) => self.backlog.push_back(message),
+                Err(RecvTimeoutError::Timeout) => return,
+                Err(RecvTimeoutError::Disconnected) => {
+                    let stop = *self.stop.get_or_insert_with(Instant::now);
+                    std::thread::sleep(
+                        AWAY_PAUSE.min(stop.saturating_duration_since(Instant::now())),
+                    );
                     return;
                 }
             }
@@ -413,7 +445,7 @@ impl Writer {
     }
 
     /// One record of the group is at fault: write them one by one.
-    fn replay(&mut self, mut group: Vec<Entry>, error: DbError) {
+    fn replay(&mut self, mut group: Vec<Entry>, error: DbError, inbox: &Receiver<Message>) {
         if group.len() > 1 {
             log::debug!(
                 "a group of {} records is written one by one: {error}",
@@ -423,12 +455,12 @@ impl Writer {
                 if is_of(&entry.body, &self.unwritten_starts()) {
                     self.defer(vec![entry]);
                 } else {
-                    self.write(vec![entry]);
+                    self.write(vec![entry], inbox);
                 }
             }
             return;
         }
-        if error.is_lock_timeout() {
+        if error.is_lock_timeout() || error.is_cancelled() {
             self.defer(group);
             return;
         }
@@ -564,7 +596,7 @@ impl Writer {
         }
         let proof = (self.around.lock)()
             .ok_or_else(|| Failure::Away("our lock on the database is not held".into()))?;
-        let mut conn = self.around.pool.get(Duration::from_secs(30))?;
+        let mut conn = self.around.pool.get(CONNECTION_MAX)?;
         let mut tx = conn.transaction()?;
         let held: bool = tx.query(
             include_str!("../../sql/queue/guard_transaction.sql"),

@@ -29,6 +29,9 @@ pub const MEMBERS_MAX: usize = 2 << 20;
 pub const SUPPORT_FILE_BYTES_MAX: usize = 1 << 20;
 /// Bytes of one field of a product or metric; what is longer is ignored like other bad input.
 pub const FIELD_BYTES_MAX: usize = 4096;
+/// Name of a metric and type of a product at most: Hydra's tables index them, and an entry of an
+/// index has 2,704 bytes.
+pub const NAME_BYTES_MAX: usize = 1024;
 /// Products of one build.
 pub const PRODUCTS_MAX: usize = 10_000;
 /// Metrics of one build.
@@ -501,6 +504,7 @@ fn product_line(line: &str) -> Option<ProductLine> {
     let valid = !path.is_empty()
         && default_path.chars().all(plain)
         && (rest.is_empty() || !default_path.is_empty())
+        && kind.len() <= NAME_BYTES_MAX
         && [kind, subtype, path, default_path].into_iter().all(fits)
         // A byte that is no UTF-8 was replaced when the file was read.
         && !line.contains(char::REPLACEMENT_CHARACTER);
@@ -562,7 +566,7 @@ fn metric(line: &str) -> Option<BuildMetric> {
         .split([' ', '\t', '\r'])
         .filter(|field| !field.is_empty());
     let (name, value, unit) = (fields.next()?, fields.next()?, fields.next());
-    if !is_made_of(name, "._-") || name.len() > FIELD_BYTES_MAX {
+    if !is_made_of(name, "._-") || name.len() > NAME_BYTES_MAX {
         return None;
     }
     Some(BuildMetric {
@@ -923,6 +927,8 @@ mod tests {
             (format!("file x {A}/{}", "n".repeat(300)), "-"),
             (format!("file x \"{A}/a\0.txt\""), "-"),
             (format!("file x {A}/a.txt d\0"), "-"),
+            (format!("{} x {A}/a.txt", "n".repeat(1024)), "/a.txt"),
+            (format!("{} x {A}/a.txt", "n".repeat(1025)), "-"),
         ] {
             let found = product_paths(&line);
             assert_eq!(found.first().map_or("-", |p| p), expected, "{line:?}");
@@ -990,6 +996,8 @@ mod tests {
                 metric("z.a-b_c", 1.0, Some("KiB")),
             ]
         );
+        assert_eq!(metrics(&format!("{} 1", "n".repeat(1024))).len(), 1);
+        assert_eq!(metrics(&format!("{} 1", "n".repeat(1025))), []);
     }
 
     // What C++'s `std::stod` says, tried one by one.

@@ -452,7 +452,8 @@ fn plan_settings(settings: &Settings) -> PlanSettings {
     PlanSettings {
         unsupported_ms_max: settings.max_unsupported_time.as_millis() as u64,
         tries_max: settings.max_tries,
-        retry_interval_ms: settings.retry_interval.as_millis() as u64,
+        // Without a pause a broken machine would be tried, and each try recorded, without end.
+        retry_interval_ms: (settings.retry_interval.as_millis() as u64).max(1_000),
         ..PlanSettings::default()
     }
 }
@@ -673,11 +674,16 @@ impl Service {
             );
         }
         let until = Instant::now() + patience;
+        let mut last_run = Instant::now();
         loop {
             let (reply, answer) = bounded(1);
             let idle = self.context.plan.send(Inbox::Idle(reply)).is_ok()
                 && answer.recv_timeout(LAST_RECORDS) == Ok(true);
-            if idle || Instant::now() >= until {
+            if self.context.runs.count() > 0 {
+                last_run = Instant::now();
+            }
+            // Records alone, which PostgreSQL may not take for hours, are not waited for as long as steps are.
+            if idle || Instant::now() >= until || last_run.elapsed() >= LAST_RECORDS {
                 break;
             }
             if signals.recv_timeout(Duration::from_millis(50)) == Ok(Signal::Stop) {
