@@ -5,8 +5,9 @@
 use std::hash::{BuildHasherDefault, Hasher};
 
 const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+const EVEN: u64 = 0xc6bc_2796_92b5_c323;
 
-/// Multiplies and folds, eight bytes at a time.
+/// Multiplies and folds.
 #[derive(Clone, Copy, Default)]
 pub struct FixedHasher(u64);
 
@@ -18,12 +19,22 @@ fn fold(a: u64, b: u64) -> u64 {
     (wide as u64) ^ ((wide >> 64) as u64)
 }
 
+fn word_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("BUG: eight bytes"))
+}
+
 impl Hasher for FixedHasher {
     fn write(&mut self, bytes: &[u8]) {
-        for chunk in bytes.chunks(8) {
-            let mut word = [0; 8];
-            word[..chunk.len()].copy_from_slice(chunk);
-            self.write_u64(u64::from_le_bytes(word));
+        // Two words at a time: half as many multiplications wait for each other.
+        let pairs = bytes.chunks_exact(16);
+        let rest = pairs.remainder();
+        for pair in pairs {
+            self.0 = fold(self.0 ^ word_at(pair, 0) ^ ODD, word_at(pair, 8) ^ EVEN);
+        }
+        if !rest.is_empty() {
+            let mut last = [0; 16];
+            last[..rest.len()].copy_from_slice(rest);
+            self.0 = fold(self.0 ^ word_at(&last, 0) ^ ODD, word_at(&last, 8) ^ EVEN);
         }
     }
 
@@ -36,7 +47,7 @@ impl Hasher for FixedHasher {
     }
 
     fn write_u64(&mut self, word: u64) {
-        self.0 = fold(self.0 ^ word ^ ODD, ODD ^ 0x5851_f42d_4c95_7f2d);
+        self.0 = fold(self.0 ^ word ^ ODD, EVEN);
     }
 
     fn finish(&self) -> u64 {
@@ -44,7 +55,7 @@ impl Hasher for FixedHasher {
     }
 }
 
-/// The hash of a string; reads it eight bytes at a time.
+/// The hash of a string.
 pub fn hash_str(text: &str) -> u64 {
     let mut hasher = FixedHasher(text.len() as u64);
     hasher.write(text.as_bytes());

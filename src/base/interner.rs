@@ -25,6 +25,13 @@ struct Entry {
     id: u32,
 }
 
+/// Where a string probably is.
+#[derive(Clone, Copy)]
+pub struct Guess {
+    hash: u32,
+    id: u32,
+}
+
 #[derive(Default)]
 struct Page {
     bytes: Vec<u8>,
@@ -75,34 +82,43 @@ impl Interner {
         found.map(|entry| entry.id)
     }
 
-    /// Fetches what looking up these strings will need, all at the same time: a table much larger than the caches
-    /// is otherwise waited for once per string and level.
-    pub fn touch(&self, texts: &[Box<str>]) {
-        let mut found = [(0u32, 0u32); 16];
-        for texts in texts.chunks(found.len()) {
-            for (slot, text) in found.iter_mut().zip(texts) {
-                let hash = hash_str(text) as u32;
-                let entry = self.table.find(widen(hash), |entry| entry.hash == hash);
-                *slot = (entry.map_or(FREE, |entry| entry.id), 0);
-            }
-            for slot in &mut found[..texts.len()] {
-                slot.1 = self.places.get(slot.0 as usize).copied().unwrap_or(FREE);
-            }
-            let places = found[..texts.len()].iter().filter(|slot| slot.1 != FREE);
-            let sum = places.fold(0, |sum: u8, slot| {
-                let bytes = &self.pages[(slot.1 >> 16) as usize].bytes;
-                let at = (slot.1 & 0xffff) as usize;
-                // A string rarely lies in more than two cache lines.
-                sum ^ bytes[at] ^ bytes[(at + 64).min(bytes.len() - 1)]
-            });
-            std::hint::black_box(sum);
+    /// Looks for these strings, and fetches what the lookups need all at the same time: a table much larger than the
+    /// caches is otherwise waited for once per string and level. Fills `guesses` for [`Interner::intern_guessed`].
+    pub fn guess(&self, texts: &[Box<str>], guesses: &mut Vec<Guess>) {
+        guesses.clear();
+        for text in texts {
+            let hash = hash_str(text) as u32;
+            let entry = self.table.find(widen(hash), |entry| entry.hash == hash);
+            let id = entry.map_or(FREE, |entry| entry.id);
+            guesses.push(Guess { hash, id });
         }
+        let places = guesses
+            .iter()
+            .map(|guess| self.places.get(guess.id as usize));
+        let sum = places.flatten().fold(0, |sum: u8, &place| {
+            let bytes = &self.pages[(place >> 16) as usize].bytes;
+            let at = (place & 0xffff) as usize;
+            // A string rarely lies in more than two cache lines.
+            sum ^ bytes[at] ^ bytes[(at + 64).min(bytes.len() - 1)]
+        });
+        std::hint::black_box(sum);
+    }
+
+    /// [`Interner::intern`], given what [`Interner::guess`] found before other strings were added.
+    pub fn intern_guessed(&mut self, text: &str, guess: Guess) -> Option<(u32, bool)> {
+        if guess.id != FREE && self.bytes(guess.id) == text.as_bytes() {
+            return Some((guess.id, false));
+        }
+        self.intern_hashed(text, guess.hash)
     }
 
     /// The id of `text`, and whether it is new. `None` if the string is longer than
     /// [`STRING_BYTES_MAX`] or 4 GiB of strings are held. Ids of removed strings are given out again.
     pub fn intern(&mut self, text: &str) -> Option<(u32, bool)> {
-        let hash = hash_str(text) as u32;
+        self.intern_hashed(text, hash_str(text) as u32)
+    }
+
+    fn intern_hashed(&mut self, text: &str, hash: u32) -> Option<(u32, bool)> {
         if let Some(entry) = self
             .table
             .find(widen(hash), |entry| self.is(entry, hash, text))

@@ -38,22 +38,21 @@ impl<T> Default for Pool<T> {
     }
 }
 
-/// Block sizes: 1, 2, 3, 4, 6, 8, 12, 16, 24 and so on.
+/// Block sizes: 2, 4, 8, 12, 16, 24, 32, 48 and so on.
 fn class_of(len: u32) -> usize {
-    if len <= 2 {
-        return len as usize - 1;
+    if len <= 8 {
+        return usize::from(len > 2) + usize::from(len > 4);
     }
     // Between two powers of two there is one step.
     let power = (len - 1).ilog2();
-    2 * power as usize + usize::from(len > 3 << (power - 1))
+    2 * power as usize - 3 + usize::from(len > 3 << (power - 1))
 }
 
 fn size_of_class(class: usize) -> u32 {
     match class {
-        0 => 1,
-        1 => 2,
-        _ if class % 2 == 0 => 3 << (class / 2 - 1),
-        _ => 4 << (class / 2 - 1),
+        0..=2 => 2 << class,
+        _ if class % 2 == 1 => 3 << (class / 2 + 1),
+        _ => 4 << (class / 2),
     }
 }
 
@@ -84,10 +83,9 @@ impl<T: Copy> Pool<T> {
         let class = class_of(list.len);
         if list.len == size_of_class(class) {
             let at = self.block(class_of(list.len + 1), item);
-            self.items.copy_within(
-                list.at as usize..list.at as usize + list.len as usize,
-                at as usize,
-            );
+            let from = list.at as usize;
+            self.items
+                .copy_within(from..from + list.len as usize, at as usize);
             self.free[class].push(list.at);
             list.at = at;
         }

@@ -12,7 +12,7 @@
 
 use std::hint::black_box;
 
-use crate::base::interner::Interner;
+use crate::base::interner::{Guess, Interner};
 use crate::base::pool::{List, Pool};
 
 /// No step, no build.
@@ -152,6 +152,9 @@ pub struct Graph {
     pub names: Interner,
     pub steps: Vec<Step>,
     links: Pool<Link>,
+    /// Kept for their memory.
+    guesses: Vec<Guess>,
+    fresh: Vec<Link>,
 }
 
 impl Graph {
@@ -160,6 +163,8 @@ impl Graph {
             names: Interner::default(),
             steps: Vec::new(),
             links: Pool::default(),
+            guesses: Vec::new(),
+            fresh: Vec::new(),
         }
     }
 
@@ -179,22 +184,48 @@ impl Graph {
     pub fn intern(&mut self, drv: &str) -> Option<(u32, bool)> {
         let (id, new) = self.names.intern(drv)?;
         if new {
-            if id as usize == self.steps.len() {
-                self.steps.push(FRESH);
-            }
-            let slot = &mut self.steps[id as usize];
-            assert!(
-                slot.state == State::Free,
-                "BUG: a new step's slot is in use"
-            );
-            let (stamp, epoch) = (slot.stamp, slot.epoch);
-            *slot = Step {
-                stamp,
-                epoch,
-                ..FRESH
-            };
+            self.make(id);
         }
         Some((id, new))
+    }
+
+    /// [`Graph::intern`] for many; paths that are too long are left out. True if there is one.
+    pub fn intern_all(&mut self, drvs: &[Box<str>], found: &mut Vec<(u32, bool)>) -> bool {
+        found.clear();
+        let mut guesses = std::mem::take(&mut self.guesses);
+        self.names.guess(drvs, &mut guesses);
+        for (drv, &guess) in drvs.iter().zip(&guesses) {
+            if let Some((id, new)) = self.names.intern_guessed(drv, guess) {
+                if new {
+                    self.make(id);
+                }
+                found.push((id, new));
+            }
+        }
+        self.guesses = guesses;
+        black_box(
+            found
+                .iter()
+                .fold(0, |sum: u32, &(step, _)| sum ^ self.step(step).epoch),
+        );
+        found.len() < drvs.len()
+    }
+
+    fn make(&mut self, id: u32) {
+        if id as usize == self.steps.len() {
+            self.steps.push(FRESH);
+        }
+        let slot = &mut self.steps[id as usize];
+        assert!(
+            slot.state == State::Free,
+            "BUG: a new step's slot is in use"
+        );
+        let (stamp, epoch) = (slot.stamp, slot.epoch);
+        *slot = Step {
+            stamp,
+            epoch,
+            ..FRESH
+        };
     }
 
     /// Gives the slot of a step back. Its edges and builds are gone by now.
@@ -208,11 +239,6 @@ impl Graph {
         self.names.remove(step);
     }
 
-    /// Fetches these steps, all at the same time.
-    pub fn touch(&self, steps: impl Iterator<Item = u32>) {
-        black_box(steps.fold(0, |sum: u32, step| sum ^ self.step(step).epoch));
-    }
-
     /// Does a build or a living dependent want it?
     pub fn is_wanted(&self, step: u32) -> bool {
         let slot = self.step(step);
@@ -221,7 +247,8 @@ impl Graph {
 
     /// `from`, which waits for nothing yet, waits for these steps from now on.
     pub fn link(&mut self, from: u32, to: &[u32]) {
-        let mut deps = Vec::with_capacity(to.len());
+        let mut deps = std::mem::take(&mut self.fresh);
+        deps.clear();
         let waiting = Link {
             step: from,
             epoch: self.step(from).epoch,

@@ -17,12 +17,15 @@
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
+use hashbrown::HashTable;
+
 use super::event::StepSpec;
 use super::graph::{State, Step};
 use super::machines::Kind;
 use super::shares::{Jobsets, NO_JOBSET};
 use crate::base::bits::Bits;
-use crate::base::hash::FixedMap;
+use crate::base::hash::hash_str;
+use crate::base::random::mix;
 use crate::model::Millis;
 
 /// Classes nobody uses are forgotten after this time, once there are many.
@@ -112,6 +115,12 @@ struct Active {
 }
 
 impl Class {
+    fn is_of(&self, spec: &StepSpec) -> bool {
+        self.platform == spec.platform
+            && self.prefer_local == spec.prefer_local
+            && self.features == spec.required_features
+    }
+
     /// Seconds that the runnable steps have waited, summed. `now`: seconds since the plan began.
     pub fn wait_secs(&self, now: u32) -> u64 {
         (u64::from(self.runnable) * u64::from(now)).saturating_sub(self.since_sum)
@@ -122,29 +131,26 @@ impl Class {
 #[derive(Default)]
 pub struct Index {
     pub classes: Vec<Class>,
-    by_key: FixedMap<Box<str>, u32>,
+    by_spec: HashTable<u32>,
     /// Classes with runnable steps.
     pub runnable: Bits,
     pub runnable_steps: u32,
 }
 
-fn class_key(platform: &str, features: &[Box<str>], prefer_local: bool) -> Box<str> {
-    let mut key = String::with_capacity(platform.len() + 2);
-    key.push_str(platform);
-    key.push(if prefer_local { '!' } else { ':' });
-    for feature in features {
-        key.push_str(feature);
-        // Never part of a feature: derivations separate them by spaces.
-        key.push(' ');
-    }
-    key.into()
+fn class_hash(platform: &str, features: &[Box<str>], prefer_local: bool) -> u64 {
+    let features = features.iter().map(|feature| hash_str(feature));
+    features.fold(
+        hash_str(platform) ^ u64::from(prefer_local),
+        |hash, feature| mix(hash) ^ feature,
+    )
 }
 
 impl Index {
     /// The class of a step, and whether it is new; bits of kinds that support a new one are set.
     pub fn class_of(&mut self, spec: &StepSpec, kinds: &mut [Kind], now: Millis) -> (u32, bool) {
-        let key = class_key(&spec.platform, &spec.required_features, spec.prefer_local);
-        if let Some(&class) = self.by_key.get(&key) {
+        let hash = class_hash(&spec.platform, &spec.required_features, spec.prefer_local);
+        let same = |&class: &u32| self.classes[class as usize].is_of(spec);
+        if let Some(&class) = self.by_spec.find(hash, same) {
             return (class, false);
         }
         let mut names: Vec<&str> = spec.required_features.iter().map(|name| &**name).collect();
@@ -174,8 +180,13 @@ impl Index {
         let number = match self.unused(now) {
             Some(number) => {
                 let old = &self.classes[number as usize];
-                self.by_key
-                    .remove(&class_key(&old.platform, &old.features, old.prefer_local));
+                let hash = class_hash(&old.platform, &old.features, old.prefer_local);
+                match self.by_spec.find_entry(hash, |&other| other == number) {
+                    Ok(entry) => {
+                        entry.remove();
+                    }
+                    Err(_) => panic!("BUG: a class is not in its table"),
+                }
                 self.classes[number as usize] = class;
                 number
             }
@@ -184,7 +195,11 @@ impl Index {
                 self.classes.len() as u32 - 1
             }
         };
-        self.by_key.insert(key, number);
+        let classes = &self.classes;
+        self.by_spec.insert_unique(hash, number, |&class| {
+            let class = &classes[class as usize];
+            class_hash(&class.platform, &class.features, class.prefer_local)
+        });
         for kind in kinds {
             let class = &mut self.classes[number as usize];
             let supports = kind.supports(class);

@@ -454,17 +454,9 @@ impl Plan {
             old.steps -= 1;
         }
         let wishes = self.wishes_of(step);
-        let mut found = Vec::with_capacity(spec.inputs.len());
-        let mut too_long = false;
-        self.graph.names.touch(&spec.inputs);
-        for input in &spec.inputs {
-            match self.graph.intern(input) {
-                Some(step) => found.push(step),
-                None => too_long = true,
-            }
-        }
-        self.graph.touch(found.iter().map(|&(input, _)| input));
-        let mut inputs = Vec::with_capacity(found.len());
+        let (mut found, mut inputs) = std::mem::take(&mut self.scratch);
+        let too_long = self.graph.intern_all(&spec.inputs, &mut found);
+        inputs.clear();
         for &(input, new) in &found {
             if new || (input != step && self.graph.step(input).state != State::Valid) {
                 self.touch_key(input);
@@ -479,6 +471,7 @@ impl Plan {
         for &(input, _) in found.iter().filter(|(_, new)| *new) {
             self.ask(input);
         }
+        self.scratch = (found, inputs);
         if too_long {
             let drv = self.graph.drv(step);
             let message = format!(

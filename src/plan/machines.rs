@@ -20,8 +20,15 @@ const BURST_MS: u64 = 30_000;
 /// Machine ids are dense; one beyond this is refused.
 pub const MACHINES_MAX: u32 = 1 << 20;
 
-/// The best machine has the smallest key: round(load), speed descending, runs descending, id.
-type Key = (u32, u32, u32, u32);
+/// The best machine has the smallest key: round(load), speed descending, runs descending, id; 32 bits each.
+type Key = u128;
+
+/// Greater than every key.
+const NO_KEY: Key = Key::MAX;
+
+fn machine_of(key: Key) -> u32 {
+    key as u32
+}
 
 /// Machines of equal capabilities.
 pub struct Kind {
@@ -38,6 +45,8 @@ pub struct Kind {
     pub classes: Bits,
     /// Would take a step now.
     free: BTreeSet<Key>,
+    /// The first of `free`, or [`NO_KEY`].
+    best: Key,
     /// Set aside, but would take a step that no usable machine can do.
     probes: BTreeSet<Key>,
 }
@@ -119,7 +128,10 @@ fn key(machine: &Machine) -> Key {
     let speed = speed(machine.spec.speed_factor);
     let load = (f64::from(machine.current) / f64::from(speed)).round() as u32;
     // The bits of positive floats are ordered as the floats are.
-    (load, !speed.to_bits(), !machine.current, machine.spec.id.0)
+    let parts = [load, !speed.to_bits(), !machine.current, machine.spec.id.0];
+    parts
+        .iter()
+        .fold(0, |key, &part| key << 32 | Key::from(part))
 }
 
 /// `interval · factor^(n-1)`, capped, milliseconds.
@@ -266,6 +278,7 @@ impl Machines {
             last_seen: Millis(0),
             classes: Bits::default(),
             free: BTreeSet::new(),
+            best: NO_KEY,
             probes: BTreeSet::new(),
         };
         for (number, class) in classes.iter().enumerate() {
@@ -325,7 +338,11 @@ impl Machines {
             match old_place {
                 Place::Nowhere => {}
                 Place::Free(kind, key) => {
-                    self.kinds[kind as usize].free.remove(&key);
+                    let kind = &mut self.kinds[kind as usize];
+                    kind.free.remove(&key);
+                    if kind.best == key {
+                        kind.best = kind.free.first().copied().unwrap_or(NO_KEY);
+                    }
                 }
                 Place::Probe(kind, key) => {
                     self.kinds[kind as usize].probes.remove(&key);
@@ -334,7 +351,9 @@ impl Machines {
             match place {
                 Place::Nowhere => {}
                 Place::Free(kind, key) => {
-                    self.kinds[kind as usize].free.insert(key);
+                    let kind = &mut self.kinds[kind as usize];
+                    kind.free.insert(key);
+                    kind.best = kind.best.min(key);
                 }
                 Place::Probe(kind, key) => {
                     self.kinds[kind as usize].probes.insert(key);
@@ -353,15 +372,14 @@ impl Machines {
 
     /// The best machine that would take a step of one of the `runnable` classes.
     pub fn best(&self, runnable: &Bits, settings: &PlanSettings, now: Millis) -> Option<Choice> {
-        let mut best: Option<Key> = None;
+        let mut best = NO_KEY;
         for kind in &self.kinds {
-            if let Some(&key) = kind.free.first() {
-                if best.is_none_or(|best| key < best) && kind.classes.meets(runnable, None) {
-                    best = Some(key);
-                }
+            if kind.best < best && kind.classes.meets(runnable, None) {
+                best = kind.best;
             }
         }
-        if let Some((.., machine)) = best {
+        if best != NO_KEY {
+            let machine = machine_of(best);
             return Some(Choice {
                 machine,
                 probe: false,
@@ -372,16 +390,15 @@ impl Machines {
                 continue;
             }
             let due = |key: &&Key| {
-                self.get(key.3)
-                    .is_some_and(|m| now >= m.last_fault + settings.probe_interval_ms)
+                let machine = self.get(machine_of(**key));
+                machine.is_some_and(|m| now >= m.last_fault + settings.probe_interval_ms)
             };
             if let Some(&key) = kind.probes.iter().find(due) {
-                if best.is_none_or(|best| key < best) {
-                    best = Some(key);
-                }
+                best = best.min(key);
             }
         }
-        best.map(|(.., machine)| Choice {
+        let machine = machine_of(best);
+        (best != NO_KEY).then_some(Choice {
             machine,
             probe: true,
         })
@@ -516,6 +533,11 @@ impl Machines {
             }
         }
         for (at, kind) in self.kinds.iter().enumerate() {
+            assert_eq!(
+                kind.best,
+                kind.free.first().copied().unwrap_or(NO_KEY),
+                "BUG: best machine of kind {at}"
+            );
             assert_eq!(
                 (kind.machines, kind.usable),
                 (counted[at], usable[at]),

@@ -130,6 +130,8 @@ pub struct Plan {
     states: [u32; STATES],
     totals: Totals,
     out: Vec<Action>,
+    /// Kept for their memory: a step's inputs with whether they are new, and those it has to wait for.
+    scratch: (Vec<(u32, bool)>, Vec<u32>),
 }
 
 impl Plan {
@@ -166,6 +168,7 @@ impl Plan {
             states: [0; STATES],
             totals: Totals::default(),
             out: Vec::new(),
+            scratch: Default::default(),
         }
     }
 

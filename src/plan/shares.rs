@@ -3,7 +3,7 @@
 //! Exact accounting: machine seconds by start second within the scheduling window, and their sum. Does not
 //! know steps or builds.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 
 use hashbrown::HashTable;
 
@@ -22,8 +22,9 @@ pub struct Jobset {
     pub name: Box<str>,
     pub shares: u32,
     announced: bool,
-    /// Machine seconds by start second; all within the window.
-    used: BTreeMap<UnixSecs, u64>,
+    /// Start second and machine seconds, all within the window, each second once, ascending. What is added lies near
+    /// the end, and on a busy machine its second is mostly there already.
+    used: VecDeque<(UnixSecs, u64)>,
     /// The sum of `used`.
     pub seconds: u64,
     /// `seconds / shares`.
@@ -39,7 +40,10 @@ impl Jobset {
 
     fn add(&mut self, start: UnixSecs, seconds: u64) {
         if seconds > 0 {
-            *self.used.entry(start).or_default() += seconds;
+            match self.used.binary_search_by_key(&start, |&(at, _)| at) {
+                Ok(at) => self.used[at].1 += seconds,
+                Err(at) => self.used.insert(at, (start, seconds)),
+            }
             self.seconds += seconds;
         }
     }
@@ -47,11 +51,12 @@ impl Jobset {
     /// True if something was forgotten.
     fn prune(&mut self, before: UnixSecs) -> bool {
         let mut changed = false;
-        while let Some(oldest) = self.used.first_entry() {
-            if *oldest.key() > before {
+        while let Some(&(start, seconds)) = self.used.front() {
+            if start > before {
                 break;
             }
-            self.seconds -= oldest.remove();
+            self.used.pop_front();
+            self.seconds -= seconds;
             changed = true;
         }
         changed
@@ -83,7 +88,7 @@ impl Jobsets {
             name: "".into(),
             shares: 1,
             announced: false,
-            used: BTreeMap::new(),
+            used: VecDeque::new(),
             seconds: 0,
             share_used: NO_JOBSET_SHARE,
         };
@@ -131,7 +136,7 @@ impl Jobsets {
             name: format!("#{id}").into(),
             shares: 1,
             announced: false,
-            used: BTreeMap::new(),
+            used: VecDeque::new(),
             seconds: 0,
             share_used: 0.0,
         });
@@ -216,10 +221,15 @@ impl Jobsets {
     }
 
     /// The union of two sets, with a reference for the caller; `None` if it is `a` itself.
+    #[inline]
     pub fn union(&mut self, a: u32, b: u32) -> Option<u32> {
         if a == b || b == EMPTY_SET {
             return None;
         }
+        self.union_of_different(a, b)
+    }
+
+    fn union_of_different(&mut self, a: u32, b: u32) -> Option<u32> {
         let (mine, theirs) = (
             &self.sets[a as usize].members,
             &self.sets[b as usize].members,
@@ -305,7 +315,7 @@ impl Jobsets {
     }
 
     /// For the invariants: every sum is right, and references are as counted by the caller.
-    pub fn check(&self, refs: &BTreeMap<u32, u32>) {
+    pub fn check(&self, refs: &std::collections::BTreeMap<u32, u32>) {
         for (number, jobset) in self.jobsets.iter().enumerate() {
             assert_eq!(
                 jobset.share_used, self.shares_used[number],
@@ -314,7 +324,7 @@ impl Jobsets {
             );
             assert_eq!(
                 jobset.seconds,
-                jobset.used.values().sum::<u64>(),
+                jobset.used.iter().map(|used| used.1).sum::<u64>(),
                 "BUG: seconds of {} drifted",
                 jobset.name
             );
@@ -342,6 +352,7 @@ fn hash_members(members: &[u32]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeMap;
 
     #[test]
     fn the_window_moves_without_drift() {

@@ -175,7 +175,7 @@ impl Queue {
         Some(step - position - self.layer + child as u32)
     }
 
-    /// What a step depends on: about ten steps of lower layers, without duplicates.
+    /// What a step depends on: about seven steps of lower layers, without duplicates.
     pub fn inputs(&self, step: u32) -> Vec<u32> {
         let Some(child) = self.child(step) else {
             return Vec::new();
@@ -187,13 +187,15 @@ impl Queue {
         let base = u64::from(step % self.layer) - position;
         let at =
             |layer: u64, position: u64| base + layer * u64::from(self.layer) + position % realm;
-        for nth in 0..self.hash(step, 7) % 19 {
+        for nth in 0..self.hash(step, 7) % 14 {
             let word = self.hash(step, 20 + nth);
             let (how, word) = (word % 512, word / 512);
             let input = match how {
-                // From anywhere.
-                0 => word % (layers * u64::from(self.layer)),
-                1..=30 => at(word % layers, word >> 32),
+                // From anywhere; in a large queue seldom.
+                0 if self.layer == self.realm || word >> 52 == 0 => {
+                    word % (layers * u64::from(self.layer))
+                }
+                0..=30 => at(word % layers, word >> 32),
                 // A compiler or the like.
                 31..=280 => at(word % layers, (word >> 32) % POPULAR),
                 // Nearby in the layer below.

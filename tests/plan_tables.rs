@@ -1,0 +1,1161 @@
+//! Plan tables: what the plan is told, and what it wants done, as text.
+//!
+//! Lines that begin at the margin are events; the indented lines below are the actions they must cause, in order.
+//! `UPDATE_GOLDEN=1 cargo test --test plan_tables` writes what the plan does into this file, to be reviewed.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use hydrad::model::*;
+use hydrad::plan::action::{Action, Record};
+use hydrad::plan::event::*;
+use hydrad::plan::Plan;
+
+/// Unix time of the beginning, seconds.
+const BEGIN: u64 = 1_700_000_000;
+
+struct Table {
+    plan: Plan,
+    now: Millis,
+    questions: BTreeMap<String, QuestionId>,
+    runs: BTreeMap<String, RunId>,
+    machines: Vec<String>,
+    lines: Vec<String>,
+}
+
+fn path(name: &str) -> Box<str> {
+    format!("/nix/store/{name}.drv").into()
+}
+
+fn name(drv: &str) -> String {
+    drv.trim_start_matches("/nix/store/")
+        .trim_end_matches(".drv")
+        .to_string()
+}
+
+fn list<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
+    items
+        .into_iter()
+        .map(|item| item.to_string())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// `key=value` among the words, or the default.
+fn word<'a>(words: &[&'a str], key: &str, default: &'a str) -> &'a str {
+    let prefix = format!("{key}=");
+    words
+        .iter()
+        .find_map(|word| word.strip_prefix(prefix.as_str()))
+        .unwrap_or(default)
+}
+
+fn number<T: std::str::FromStr>(words: &[&str], key: &str, default: &str) -> T {
+    let text = word(words, key, default);
+    text.parse()
+        .unwrap_or_else(|_| panic!("{key}={text} is no number"))
+}
+
+fn words(text: &str) -> Vec<Box<str>> {
+    text.split(',')
+        .filter(|word| !word.is_empty())
+        .map(Into::into)
+        .collect()
+}
+
+impl Table {
+    fn new(settings: PlanSettings) -> Table {
+        let now = Millis::from_secs(BEGIN);
+        let mut plan = Plan::new(settings, 1, now);
+        plan.audit();
+        Table {
+            plan,
+            now,
+            questions: BTreeMap::new(),
+            runs: BTreeMap::new(),
+            machines: Vec::new(),
+            lines: Vec::new(),
+        }
+    }
+
+    fn tell(&mut self, line: &str) {
+        self.lines.push(line.to_string());
+        if let Some(question) = line.strip_prefix("why ") {
+            let id = BuildId(question.parse().expect("a build"));
+            let why = self.plan.why(self.now, id);
+            self.lines
+                .push(format!("    {}", why.unwrap_or_else(|| "unknown".into())));
+            return;
+        }
+        let event = self.event(line);
+        let mut actions = Vec::new();
+        self.plan.turn(self.now, event, &mut actions);
+        // What is left over is done at once; the table shows it together.
+        for _ in 0..10_000 {
+            if self.plan.wake_at().is_none_or(|at| at > self.now) {
+                break;
+            }
+            self.plan.turn(self.now, Event::Tick, &mut actions);
+        }
+        self.plan.check_invariants();
+        for action in actions {
+            let line = self.show(action);
+            self.lines.push(format!("    {line}"));
+        }
+    }
+
+    fn event(&mut self, line: &str) -> Event {
+        let all: Vec<&str> = line.split(' ').collect();
+        let (verb, rest) = (all[0], &all[1..]);
+        match verb {
+            "jobset" => {
+                let history = match word(rest, "used", "") {
+                    "" => vec![],
+                    secs => vec![(BEGIN as i64 - 100, secs.parse().expect("seconds"))],
+                };
+                Event::Jobset {
+                    id: JobsetId(rest[0].parse().expect("a jobset")),
+                    name: format!("p:j{}", rest[0]).into(),
+                    shares: number(rest, "shares", "100"),
+                    history,
+                }
+            }
+            "machines" => {
+                // name:system:slots, then features=, mandatory=, speed= for all.
+                self.machines = rest
+                    .iter()
+                    .filter(|word| word.contains(':'))
+                    .map(|word| word.split(':').next().unwrap_or("").to_string())
+                    .fold(std::mem::take(&mut self.machines), |mut known, name| {
+                        if !known.contains(&name) {
+                            known.push(name);
+                        }
+                        known
+                    });
+                let specs = rest.iter().filter(|word| word.contains(':')).map(|word| {
+                    let parts: Vec<&str> = word.split(':').collect();
+                    let at = self
+                        .machines
+                        .iter()
+                        .position(|name| name == parts[0])
+                        .expect("known");
+                    MachineSpec {
+                        id: MachineId(at as u32),
+                        name: parts[0].into(),
+                        systems: words(parts[1]),
+                        slots: parts[2].parse().expect("slots"),
+                        speed_factor: parts
+                            .get(3)
+                            .map_or(1.0, |speed| speed.parse().expect("speed")),
+                        supported_features: words(word_of(rest, "features")),
+                        mandatory_features: words(word_of(rest, "mandatory")),
+                        enabled: true,
+                    }
+                });
+                Event::Machines {
+                    machines: specs.collect(),
+                    loaded_from_file: !rest.contains(&"unloaded"),
+                }
+            }
+            "builds" => {
+                let rows = rest.iter().filter(|word| word.contains(':')).map(|word| {
+                    let (id, drv) = word.split_once(':').expect("id:drv");
+                    QueuedBuild {
+                        id: BuildId(id.parse().expect("an id")),
+                        jobset: JobsetId(number(rest, "jobset", "1")),
+                        drv: path(drv),
+                        max_silent_secs: number(rest, "silent", "3600"),
+                        timeout_secs: number(rest, "timeout", "36000"),
+                        global_priority: number(rest, "global", "0"),
+                        local_priority: number(rest, "local", "100"),
+                    }
+                });
+                Event::Builds {
+                    rows: rows.collect(),
+                }
+            }
+            "begin" => Event::SnapshotBegins {
+                pass: Pass(rest[0].parse().expect("a pass")),
+            },
+            "list" => {
+                let builds = rest[1..].iter().filter(|word| !word.contains('='));
+                let builds = builds.map(|id| {
+                    (
+                        BuildId(id.parse().expect("an id")),
+                        number(rest, "global", "0"),
+                    )
+                });
+                Event::Snapshot {
+                    pass: Pass(rest[0].parse().expect("a pass")),
+                    written: Ticket(number(rest, "written", "0")),
+                    builds: builds.collect(),
+                    last: word(rest, "last", "yes") == "yes",
+                }
+            }
+            "needs" => {
+                // drv system inputs...
+                let spec = StepSpec {
+                    platform: rest[1].into(),
+                    required_features: words(word(rest, "features", "")),
+                    prefer_local: rest.contains(&"prefer-local"),
+                    inputs: rest[2..]
+                        .iter()
+                        .filter(|word| !word.contains('=') && **word != "prefer-local")
+                        .map(|input| path(input))
+                        .collect(),
+                };
+                self.facts(rest[0], StepFacts::Needed(spec))
+            }
+            "valid" => self.facts(rest[0], StepFacts::Valid),
+            "failed-before" => self.facts(rest[0], StepFacts::FailedBefore),
+            "collected" => self.facts(rest[0], StepFacts::Collected),
+            "unreadable" => self.facts(
+                rest[0],
+                StepFacts::Unreadable {
+                    message: "no builder".into(),
+                },
+            ),
+            "described" => Event::Described {
+                question: self.questions[rest[0]],
+                output: Ok(Arc::default()),
+            },
+            "not-described" => Event::Described {
+                question: self.questions[rest[0]],
+                output: Err("disk full".into()),
+            },
+            "phase" => {
+                let phase = match rest[1] {
+                    "connecting" => Phase::Connecting,
+                    "sending" => Phase::SendingInputs,
+                    "building" => Phase::Building,
+                    "receiving" => Phase::ReceivingOutputs,
+                    other => panic!("no phase {other}"),
+                };
+                Event::RunPhase {
+                    run: self.runs[rest[0]],
+                    phase,
+                }
+            }
+            "built" | "fails" | "transient" | "machine-fault" | "our-fault" | "vanished"
+            | "cancelled" => self.ended(verb, rest),
+            "written" => Event::Written {
+                upto: Ticket(rest[0].parse().expect("a ticket")),
+            },
+            "wait" => {
+                let secs: u64 = rest[0].trim_end_matches('s').parse().expect("seconds");
+                self.now = self.now + secs * 1000;
+                Event::Tick
+            }
+            "stop" => Event::Stop,
+            "tries" => {
+                let tries_max = rest[0].parse().expect("tries");
+                Event::Settings(PlanSettings {
+                    tries_max,
+                    ..PlanSettings::default()
+                })
+            }
+            other => panic!("no event {other}"),
+        }
+    }
+
+    fn facts(&mut self, drv: &str, facts: StepFacts) -> Event {
+        let question = self
+            .questions
+            .get(drv)
+            .copied()
+            .unwrap_or(QuestionId(u64::MAX));
+        Event::Facts {
+            answers: vec![(question, facts)],
+        }
+    }
+
+    fn ended(&mut self, verb: &str, rest: &[&str]) -> Event {
+        let status = BuildStatus::from_code(number(rest, "status", "1")).expect("a status");
+        let message: Box<str> = "it broke".into();
+        let outcome = match verb {
+            "built" => Outcome::Built {
+                output: Arc::default(),
+                cached: rest.contains(&"cached"),
+                times_built: 1,
+                non_deterministic: false,
+            },
+            "fails" => Outcome::Failed {
+                status,
+                message,
+                can_cache: rest.contains(&"cache"),
+                times_built: 1,
+                non_deterministic: false,
+            },
+            "transient" => Outcome::Transient { status, message },
+            "machine-fault" => Outcome::MachineFault { message },
+            "our-fault" => Outcome::OurFault { message },
+            "vanished" => Outcome::Collected,
+            _ => Outcome::Cancelled,
+        };
+        let stop = self.now.secs();
+        let start = stop - number::<i64>(rest, "secs", "10");
+        let end = RunEnd {
+            outcome,
+            start,
+            stop,
+            overhead_ms: 0,
+            has_log: !rest.contains(&"no-log"),
+        };
+        Event::RunEnded {
+            run: self.runs[rest[0]],
+            end,
+        }
+    }
+
+    fn show(&mut self, action: Action) -> String {
+        match action {
+            Action::Inspect { question, drv } => {
+                self.questions.insert(name(&drv), question);
+                format!("inspect {}", name(&drv))
+            }
+            Action::Describe { question, drv } => {
+                self.questions.insert(name(&drv), question);
+                format!("describe {}", name(&drv))
+            }
+            Action::ReadBuilds { builds } => format!("read {}", list(builds)),
+            Action::PageTaken => "page taken".into(),
+            Action::Start(start) => {
+                self.runs.insert(name(&start.drv), start.run);
+                format!(
+                    "#{} start {} on {}: run {} for {}, announced [{}], silent {} timeout {}, wanted by {}",
+                    start.ticket,
+                    name(&start.drv),
+                    self.machines[start.machine.0 as usize],
+                    start.run,
+                    start.primary,
+                    list(start.announce),
+                    start.max_silent_secs,
+                    start.timeout_secs,
+                    start.wanted_by
+                )
+            }
+            Action::Kill { run } => format!("kill run {run}"),
+            Action::Say { level, text } => {
+                let text = text.replace("/nix/store/", "").replace(".drv", "");
+                format!("say {level:?}: {text}")
+                    .replace("Info", "info")
+                    .replace("Warn", "warn")
+                    .replace("Error", "error")
+            }
+            Action::Record { ticket, record } => format!("#{ticket} {}", show_record(record)),
+        }
+    }
+}
+
+fn word_of<'a>(words: &[&'a str], key: &str) -> &'a str {
+    word(words, key, "")
+}
+
+fn show_record(record: Record) -> String {
+    let message =
+        |message: Option<Box<str>>| message.map_or(String::new(), |text| format!(" “{text}”"));
+    match record {
+        Record::Phase { run, phase } => format!("phase of run {run}: {}", phase.text()),
+        Record::FinishStep(finish) => {
+            let mut text = format!("finish run {}: {}", finish.run, finish.status.text());
+            text += &message(finish.message);
+            for (flag, name) in [
+                (finish.keep_attempt_log, "keep log"),
+                (finish.cache_failure, "cache failure"),
+                (!finish.has_log, "no log"),
+            ] {
+                if flag {
+                    text += &format!(", {name}");
+                }
+            }
+            text
+        }
+        Record::Succeed(succeed) => {
+            let one = |(id, cached): (BuildId, bool)| {
+                format!("{id}{}", if cached { " (cached)" } else { "" })
+            };
+            let secs = succeed.stop - succeed.start;
+            format!(
+                "succeed {} in {secs}s",
+                succeed
+                    .builds
+                    .into_iter()
+                    .map(one)
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            )
+        }
+        Record::Fail(fail) => {
+            let one = |build: &hydrad::plan::action::FailedBuild| {
+                format!(
+                    "{} {}{}",
+                    build.id,
+                    build.status.text(),
+                    if build.step_row { " +row" } else { "" }
+                )
+            };
+            let builds = fail.builds.iter().map(one).collect::<Vec<_>>().join(", ");
+            let run = fail
+                .run
+                .map_or(String::new(), |run| format!(" in run {run}"));
+            let cached = if fail.cached { " (cached)" } else { "" };
+            let (drv, status) = (name(&fail.drv), fail.step_status.text());
+            let message = message(fail.message);
+            format!(
+                "{drv} {status}{cached}{run}{message}, primary {}: {builds}",
+                fail.primary
+            )
+        }
+        Record::Abort {
+            builds,
+            drv,
+            message,
+            ..
+        } => {
+            let message = message.replace("/nix/store/", "").replace(".drv", "");
+            format!("abort {} for {}: {message}", list(builds), name(&drv))
+        }
+    }
+}
+
+static GOLDEN: Mutex<()> = Mutex::new(());
+
+fn check_with(settings: PlanSettings, script: &str) {
+    let mut table = Table::new(settings);
+    for line in script
+        .lines()
+        .filter(|line| !line.is_empty() && !line.starts_with(' '))
+    {
+        table.tell(line);
+    }
+    let is = format!("\n{}\n", table.lines.join("\n"));
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        let _one_at_a_time = GOLDEN
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let source = std::fs::read_to_string(file!()).expect("this file");
+        std::fs::write(file!(), source.replace(script, &is)).expect("this file");
+    } else {
+        assert!(is == script, "is:{is}\nshould be:{script}");
+    }
+}
+
+fn check(script: &str) {
+    check_with(PlanSettings::default(), script);
+}
+
+#[test]
+fn one_build() {
+    check(
+        r#"
+machines a:x86_64-linux:2
+jobset 1
+builds 10:top
+    inspect top
+    page taken
+needs top x86_64-linux dep
+    inspect dep
+why 10
+    waits for ‘/nix/store/dep.drv’, which is being inspected, since 0s
+needs dep x86_64-linux
+    #1 start dep on a: run 1 for 10, announced [], silent 3600 timeout 36000, wanted by 1
+phase dep building
+    #2 phase of run 1: building
+why 10
+    waits for ‘/nix/store/dep.drv’, which is building on ‘a’ since 0s
+phase dep receiving
+    #3 phase of run 1: receiving outputs
+built dep
+    #4 finish run 1: succeeded
+    #5 start top on a: run 2 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+why 10
+    is preparing on ‘a’ since 0s
+built top
+    #6 finish run 2: succeeded
+    #7 succeed 10 in 10s
+written 7
+begin 1
+list 1 written=7
+why 10
+    unknown
+"#,
+    );
+}
+
+#[test]
+fn what_is_valid_already_succeeds_from_the_cache() {
+    check(
+        r#"
+machines a:x86_64-linux:2
+builds 10:top 11:other
+    inspect top
+    inspect other
+    page taken
+valid top
+    describe top
+described top
+    #1 succeed 10 (cached) in 0s
+needs other x86_64-linux top
+    #2 start other on a: run 1 for 11, announced [11], silent 3600 timeout 36000, wanted by 1
+builds 12:top
+    describe top
+    page taken
+described top
+    #3 succeed 12 (cached) in 0s
+"#,
+    );
+}
+
+#[test]
+fn a_description_that_fails_is_asked_for_later_and_the_step_inspected_again() {
+    check(
+        r#"
+machines a:x86_64-linux:2
+builds 10:top
+    inspect top
+    page taken
+valid top
+    describe top
+not-described top
+    say warn: cannot describe the outputs of ‘top’: disk full; will ask again after 60s
+why 10
+    is inspected again in 60s, after a fault of this host
+wait 60s
+    inspect top
+needs top x86_64-linux
+    #1 start top on a: run 1 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+"#,
+    );
+}
+
+#[test]
+fn builds_of_one_derivation_share_its_run() {
+    check(
+        r#"
+machines a:x86_64-linux:2
+builds 12:top 10:top silent=100 timeout=0
+    inspect top
+    page taken
+needs top x86_64-linux
+    #1 start top on a: run 1 for 10, announced [10 12], silent 100 timeout 0, wanted by 2
+builds 11:top silent=200 timeout=50
+    page taken
+built top
+    #2 finish run 1: succeeded
+    #3 succeed 10, 11 (cached), 12 (cached) in 10s
+"#,
+    );
+}
+
+#[test]
+fn limits_are_the_largest_of_the_builds_that_want_the_step() {
+    check(
+        r#"
+builds 10:one silent=100 timeout=10
+    inspect one
+    page taken
+builds 11:two silent=50 timeout=20
+    inspect two
+    page taken
+needs one x86_64-linux dep
+    inspect dep
+needs two x86_64-linux dep
+needs dep x86_64-linux
+builds 12:three silent=0 timeout=5
+    inspect three
+    page taken
+needs three x86_64-linux dep
+machines a:x86_64-linux:1
+    #1 start dep on a: run 1 for 10, announced [], silent 0 timeout 20, wanted by 3
+"#,
+    );
+}
+
+#[test]
+fn a_failure_fails_everything_above_it_and_drops_the_rest() {
+    check(
+        r#"
+machines a:x86_64-linux:1
+builds 10:bad 11:middle 12:top 13:unconcerned
+    inspect bad
+    inspect middle
+    inspect top
+    inspect unconcerned
+    page taken
+needs top x86_64-linux middle lonely
+    inspect lonely
+needs middle x86_64-linux bad
+needs unconcerned x86_64-linux
+    #1 start unconcerned on a: run 1 for 13, announced [13], silent 3600 timeout 36000, wanted by 1
+needs bad x86_64-linux
+fails unconcerned status=7
+    #2 finish run 1: timed out
+    #3 unconcerned timed out in run 1, primary 13: 13 timed out
+    #4 start bad on a: run 2 for 10, announced [10], silent 3600 timeout 36000, wanted by 2
+fails bad cache
+    #5 finish run 2: failed, cache failure
+    #6 bad failed in run 2, primary 10: 10 failed, 11 dependency failed +row, 12 dependency failed +row
+"#,
+    );
+}
+
+#[test]
+fn what_only_a_failed_build_wanted_is_killed() {
+    check(
+        r#"
+machines a:x86_64-linux:2
+builds 10:top
+    inspect top
+    page taken
+needs top x86_64-linux bad slow
+    inspect bad
+    inspect slow
+needs slow x86_64-linux
+    #1 start slow on a: run 1 for 10, announced [], silent 3600 timeout 36000, wanted by 1
+needs bad x86_64-linux
+    #2 start bad on a: run 2 for 10, announced [], silent 3600 timeout 36000, wanted by 1
+phase slow building
+    #3 phase of run 1: building
+fails bad
+    #4 finish run 2: failed
+    #5 bad failed in run 2, primary 10: 10 dependency failed
+    kill run 1
+cancelled slow
+    #6 finish run 1: cancelled
+"#,
+    );
+}
+
+#[test]
+fn a_cached_failure() {
+    check(
+        r#"
+builds 10:top 11:bad
+    inspect top
+    inspect bad
+    page taken
+needs top x86_64-linux bad
+failed-before bad
+    #1 bad cached failure (cached), primary 11: 10 dependency failed +row, 11 failed +row
+"#,
+    );
+}
+
+#[test]
+fn collected_and_unreadable_derivations() {
+    check(
+        r#"
+machines a:x86_64-linux:2
+builds 10:gone 11:top 12:strange 13:late
+    inspect gone
+    inspect top
+    inspect strange
+    inspect late
+    page taken
+collected gone
+    #1 abort 10 for gone: derivation ‘gone’ is not in the store any more: it was garbage-collected before it could be built
+unreadable strange
+    #2 abort 12 for strange: no builder
+needs top x86_64-linux lost
+    inspect lost
+collected lost
+    #3 abort 11 for lost: derivation ‘lost’ is not in the store any more: it was garbage-collected before it could be built
+needs late x86_64-linux
+    #4 start late on a: run 1 for 13, announced [13], silent 3600 timeout 36000, wanted by 1
+vanished late
+    #5 finish run 1: aborted “derivation ‘/nix/store/late.drv’ is not in the store any more: it was garbage-collected before it could be built”
+    #6 abort 13 for late: derivation ‘late’ is not in the store any more: it was garbage-collected before it could be built
+"#,
+    );
+}
+
+#[test]
+fn a_transient_failure_is_tried_again_and_fails_in_the_end() {
+    check(
+        r#"
+tries 3
+machines a:x86_64-linux:1
+builds 10:top
+    inspect top
+    page taken
+needs top x86_64-linux
+    #1 start top on a: run 1 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+transient top
+    #2 finish run 1: failed, keep log
+    say warn: possibly transient failure building ‘top’ on ‘a’: it broke
+    say info: will retry ‘top’ after 65s
+why 10
+    is tried again in 65s (failed tries: 1)
+wait 59s
+wait 10s
+    #3 start top on a: run 2 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+transient top status=3
+    #4 finish run 2: aborted “it broke”, keep log
+    say warn: possibly transient failure building ‘top’ on ‘a’: it broke
+    say info: will retry ‘top’ after 187s
+wait 189s
+    #5 start top on a: run 3 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+transient top
+    #6 finish run 3: failed
+    #7 top failed in run 3, primary 10: 10 failed
+"#,
+    );
+}
+
+#[test]
+fn a_machine_fault_sets_the_machine_aside_and_costs_the_step_nothing() {
+    check(
+        r#"
+machines a:x86_64-linux:2 b:x86_64-linux:1
+builds 10:one 11:two
+    inspect one
+    inspect two
+    page taken
+needs one x86_64-linux
+    #1 start one on a: run 1 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+machine-fault one
+    #2 finish run 1: aborted “it broke”, keep log
+    say warn: will disable machine ‘a’ for 76s: it broke
+    #3 start one on b: run 2 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+needs two x86_64-linux
+why 11
+    is ready since 0s and waits for a machine of type x86_64-linux: all machines for it are busy, 0 others wait for them too
+wait 100s
+    #4 start two on a: run 3 for 11, announced [11], silent 3600 timeout 36000, wanted by 1
+phase two building
+    #5 phase of run 3: building
+built two
+    #6 finish run 3: succeeded
+    #7 succeed 11 in 10s
+"#,
+    );
+}
+
+#[test]
+fn the_last_machine_is_probed_with_one_run() {
+    check(
+        r#"
+machines a:x86_64-linux:2
+builds 10:one 11:two 12:three
+    inspect one
+    inspect two
+    inspect three
+    page taken
+needs one x86_64-linux
+    #1 start one on a: run 1 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+needs two x86_64-linux
+    #2 start two on a: run 2 for 11, announced [11], silent 3600 timeout 36000, wanted by 1
+needs three x86_64-linux
+machine-fault one
+    #3 finish run 1: aborted “it broke”, keep log
+    say warn: will disable machine ‘a’ for 76s: it broke
+machine-fault two
+    #4 finish run 2: aborted “it broke”, keep log
+why 10
+    is ready since 0s and waits for a machine of type x86_64-linux: every machine for it is set aside, ‘a’ for 76s more: it broke
+wait 59s
+wait 1s
+    #5 start one on a: run 3 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+machine-fault one
+    #6 finish run 3: aborted “it broke”, keep log
+    say warn: will disable machine ‘a’ for 202s: it broke
+wait 60s
+    #7 start one on a: run 4 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+wait 60s
+phase one building
+    #8 phase of run 4: building
+    #9 start two on a: run 5 for 11, announced [11], silent 3600 timeout 36000, wanted by 1
+"#,
+    );
+}
+
+#[test]
+fn a_fault_of_ours_puts_the_step_off_and_blames_nobody() {
+    check(
+        r#"
+machines a:x86_64-linux:1
+builds 10:top
+    inspect top
+    page taken
+needs top x86_64-linux
+    #1 start top on a: run 1 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+our-fault top no-log
+    say error: cannot build ‘top’ through a fault of this host: it broke
+    #2 finish run 1: aborted “it broke”, keep log, no log
+    say info: will retry ‘top’ after 65s
+wait 69s
+    #3 start top on a: run 2 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+our-fault top
+    say error: cannot build ‘top’ through a fault of this host: it broke
+    #4 finish run 2: aborted “it broke”, keep log
+    say info: will retry ‘top’ after 187s
+why 10
+    is tried again in 187s (failed tries: 0)
+"#,
+    );
+}
+
+#[test]
+fn cancelled_builds() {
+    check(
+        r#"
+machines a:x86_64-linux:1
+builds 10:one 11:two
+    inspect one
+    inspect two
+    page taken
+needs one x86_64-linux
+    #1 start one on a: run 1 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+needs two x86_64-linux
+begin 1
+list 1 11
+    say info: discarding cancelled build 10
+    kill run 1
+builds 12:one
+    page taken
+cancelled one
+    #2 finish run 1: cancelled, keep log
+    #3 start one on a: run 2 for 12, announced [12], silent 3600 timeout 36000, wanted by 1
+begin 2
+list 2 12
+    say info: discarding cancelled build 11
+"#,
+    );
+}
+
+#[test]
+fn what_breaks_after_a_kill_is_not_the_machines_fault() {
+    check(
+        r#"
+machines a:x86_64-linux:1
+builds 10:one
+    inspect one
+    page taken
+needs one x86_64-linux
+    #1 start one on a: run 1 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+begin 1
+list 1
+    say info: discarding cancelled build 10
+    kill run 1
+machine-fault one
+    #2 finish run 1: cancelled
+builds 11:two
+    inspect two
+    page taken
+needs two x86_64-linux
+    #3 start two on a: run 2 for 11, announced [11], silent 3600 timeout 36000, wanted by 1
+"#,
+    );
+}
+
+#[test]
+fn a_run_nobody_waits_for_still_ends_its_row() {
+    check(
+        r#"
+machines a:x86_64-linux:1
+builds 10:one
+    inspect one
+    page taken
+needs one x86_64-linux
+    #1 start one on a: run 1 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+begin 1
+list 1
+    say info: discarding cancelled build 10
+    kill run 1
+built one
+    #2 finish run 1: succeeded
+builds 11:one
+    describe one
+    page taken
+described one
+    #3 succeed 11 (cached) in 0s
+"#,
+    );
+}
+
+#[test]
+fn lists_of_the_queue() {
+    check(
+        r#"
+machines a:x86_64-linux:1
+begin 1
+builds 10:one
+    inspect one
+    page taken
+list 1 20 21
+    read 20 21
+builds 20:two
+    inspect two
+    page taken
+begin 2
+list 2 10 20
+begin 3
+list 3 10 20 global=7
+    say info: priority of build 10 increased
+    say info: priority of build 20 increased
+needs one x86_64-linux
+    #1 start one on a: run 1 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+needs two x86_64-linux
+built one
+    #2 finish run 1: succeeded
+    #3 succeed 10 in 10s
+    #4 start two on a: run 2 for 20, announced [20], silent 3600 timeout 36000, wanted by 1
+begin 4
+list 4 10 20 written=3
+    read 10
+built two
+    #5 finish run 2: succeeded
+    #6 succeed 20 in 10s
+written 6
+begin 5
+list 5 10 written=6
+builds 10:one
+    describe one
+    page taken
+"#,
+    );
+}
+
+#[test]
+fn an_unsupported_system() {
+    check(
+        r#"
+machines a:x86_64-linux:1 unloaded
+builds 10:top 11:strange
+    inspect top
+    inspect strange
+    page taken
+needs top x86_64-linux strange
+needs strange riscv64-linux features=big,kvm
+why 10
+    waits for ‘/nix/store/strange.drv’, which is ready since 0s and waits for a machine of type riscv64-linux:big,kvm: no machine supports that
+machines a:x86_64-linux:1
+    say error: aborting unsupported build step 'strange' (type 'riscv64-linux:big,kvm')
+    #1 strange unsupported system type “unsupported system type 'riscv64-linux:big,kvm'”, primary 11: 10 unsupported system type +row, 11 unsupported system type +row
+"#,
+    );
+}
+
+#[test]
+fn a_system_some_machine_had_an_hour_ago_is_supported() {
+    check(
+        r#"
+machines a:x86_64-linux:1 b:riscv64-linux:1
+builds 10:one
+    inspect one
+    page taken
+needs one x86_64-linux
+    #1 start one on a: run 1 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+machines a:x86_64-linux:1
+builds 11:strange
+    inspect strange
+    page taken
+needs strange riscv64-linux
+why 11
+    is ready since 0s and waits for a machine of type riscv64-linux: no machine supports that
+wait 3599s
+wait 1s
+    say error: aborting unsupported build step 'strange' (type 'riscv64-linux')
+    #2 strange unsupported system type “unsupported system type 'riscv64-linux'”, primary 11: 11 unsupported system type +row
+"#,
+    );
+}
+
+#[test]
+fn features_and_local_machines() {
+    check(
+        r#"
+machines a:x86_64-linux:8 features=kvm mandatory=local
+builds 10:plain 11:local 12:vm 13:any
+    inspect plain
+    inspect local
+    inspect vm
+    inspect any
+    page taken
+needs plain x86_64-linux
+    say error: aborting unsupported build step 'plain' (type 'x86_64-linux')
+    #1 plain unsupported system type “unsupported system type 'x86_64-linux'”, primary 10: 10 unsupported system type +row
+needs local x86_64-linux prefer-local
+    #2 start local on a: run 1 for 11, announced [11], silent 3600 timeout 36000, wanted by 1
+needs vm x86_64-linux prefer-local features=kvm
+    #3 start vm on a: run 2 for 12, announced [12], silent 3600 timeout 36000, wanted by 1
+needs any builtin features=local
+    #4 start any on a: run 3 for 13, announced [13], silent 3600 timeout 36000, wanted by 1
+why 10
+    it is finished; the database has yet to hear of it
+"#,
+    );
+}
+
+#[test]
+fn the_order_of_steps() {
+    check(
+        r#"
+jobset 1 shares=1 used=100
+jobset 2 shares=100 used=100
+builds 10:late jobset=1
+    inspect late
+    page taken
+builds 11:fair jobset=2
+    inspect fair
+    page taken
+builds 12:preferred jobset=2 local=200
+    inspect preferred
+    page taken
+builds 13:bumped jobset=1 global=5
+    inspect bumped
+    page taken
+builds 14:needed jobset=2
+    inspect needed
+    page taken
+builds 15:user jobset=2
+    inspect user
+    page taken
+needs late x86_64-linux
+needs fair x86_64-linux
+needs preferred x86_64-linux
+needs bumped x86_64-linux
+needs needed x86_64-linux
+needs user x86_64-linux needed
+machines a:x86_64-linux:9
+    #1 start bumped on a: run 1 for 13, announced [13], silent 3600 timeout 36000, wanted by 1
+    #2 start preferred on a: run 2 for 12, announced [12], silent 3600 timeout 36000, wanted by 1
+    #3 start needed on a: run 3 for 14, announced [14], silent 3600 timeout 36000, wanted by 2
+    #4 start fair on a: run 4 for 11, announced [11], silent 3600 timeout 36000, wanted by 1
+    #5 start late on a: run 5 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+"#,
+    );
+}
+
+#[test]
+fn the_order_of_machines() {
+    check(
+        r#"
+machines slow:x86_64-linux:2 fast:x86_64-linux:4:2.0 other:aarch64-linux:4
+builds 10:a 11:b 12:c 13:d 14:e 15:f 16:g
+    inspect a
+    inspect b
+    inspect c
+    inspect d
+    inspect e
+    inspect f
+    inspect g
+    page taken
+needs a x86_64-linux
+    #1 start a on fast: run 1 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+needs b x86_64-linux
+    #2 start b on slow: run 2 for 11, announced [11], silent 3600 timeout 36000, wanted by 1
+needs c x86_64-linux
+    #3 start c on fast: run 3 for 12, announced [12], silent 3600 timeout 36000, wanted by 1
+needs d x86_64-linux
+    #4 start d on fast: run 4 for 13, announced [13], silent 3600 timeout 36000, wanted by 1
+needs e x86_64-linux
+    #5 start e on slow: run 5 for 14, announced [14], silent 3600 timeout 36000, wanted by 1
+needs f x86_64-linux
+    #6 start f on fast: run 6 for 15, announced [15], silent 3600 timeout 36000, wanted by 1
+needs g x86_64-linux
+phase c receiving
+    #7 phase of run 3: receiving outputs
+    #8 start g on fast: run 7 for 16, announced [16], silent 3600 timeout 36000, wanted by 1
+"#,
+    );
+}
+
+#[test]
+fn a_writer_that_lags_stops_new_starts_and_pages() {
+    check_with(
+        PlanSettings {
+            unwritten_tickets_max: 1,
+            ..PlanSettings::default()
+        },
+        r#"
+machines a:x86_64-linux:9
+builds 10:a 11:b 12:c
+    inspect a
+    inspect b
+    inspect c
+    page taken
+needs a x86_64-linux
+    #1 start a on a: run 1 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+needs b x86_64-linux
+    #2 start b on a: run 2 for 11, announced [11], silent 3600 timeout 36000, wanted by 1
+builds 13:d
+    inspect d
+needs c x86_64-linux
+why 12
+    is ready since 0s and waits for a machine of type x86_64-linux: the database is 2 records behind
+written 1
+    #3 start c on a: run 3 for 12, announced [12], silent 3600 timeout 36000, wanted by 1
+needs d x86_64-linux
+written 2
+    #4 start d on a: run 4 for 13, announced [13], silent 3600 timeout 36000, wanted by 1
+"#,
+    );
+}
+
+#[test]
+fn after_stop_nothing_starts() {
+    check(
+        r#"
+machines a:x86_64-linux:1
+builds 10:a 11:b
+    inspect a
+    inspect b
+    page taken
+needs a x86_64-linux
+    #1 start a on a: run 1 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+needs b x86_64-linux
+stop
+built a
+    #2 finish run 1: succeeded
+    #3 succeed 10 in 10s
+why 11
+    is ready since 0s and waits for a machine of type x86_64-linux: nothing new is started any more
+"#,
+    );
+}
+
+#[test]
+fn stale_and_strange_answers_change_nothing() {
+    check(
+        r#"
+machines a:x86_64-linux:1
+builds 10:a
+    inspect a
+    page taken
+valid nothing
+needs a x86_64-linux a
+    #1 start a on a: run 1 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+needs a x86_64-linux b
+built a
+    #2 finish run 1: succeeded
+    #3 succeed 10 in 10s
+phase a building
+built a
+"#,
+    );
+}
+
+#[test]
+fn a_removed_machine_finishes_what_it_does() {
+    check(
+        r#"
+machines a:x86_64-linux:1
+builds 10:one 11:two
+    inspect one
+    inspect two
+    page taken
+needs one x86_64-linux
+    #1 start one on a: run 1 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+needs two x86_64-linux
+machines b:aarch64-linux:1
+built one
+    #2 finish run 1: succeeded
+    #3 succeed 10 in 10s
+why 11
+    is ready since 0s and waits for a machine of type x86_64-linux: no machine supports that
+machines a:x86_64-linux:1
+    #4 start two on a: run 2 for 11, announced [11], silent 3600 timeout 36000, wanted by 1
+"#,
+    );
+}
