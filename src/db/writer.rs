@@ -89,8 +89,8 @@ pub struct StartStep {
     pub announce: Vec<BuildId>,
     pub start: UnixSecs,
     pub done: Sender<StartAck>,
-    /// The number given in an attempt to write it whose end is not known.
-    pub stepnr: Option<i32>,
+    /// The numbers given in attempts to write it of which nobody knows whether they were committed.
+    pub maybe_written: Vec<i32>,
 }
 
 /// The success of a busy row found at start.
@@ -358,7 +358,11 @@ impl Writer {
     }
 
     /// Writes a group, whatever it takes.
-    fn write(&mut self, mut group: Vec<Entry>, inbox: &Receiver<Message>) {
+    fn write(&mut self, group: Vec<Entry>, inbox: &Receiver<Message>) {
+        let mut group = self.defer_behind_starts(group);
+        if group.is_empty() {
+            return;
+        }
         let mut retries = 0u32;
         loop {
             match self.write_group(&mut group) {
@@ -457,6 +461,27 @@ impl Writer {
             done: vec![entry.ticket],
             ..Staged::default()
         });
+    }
+
+    /// What belongs to a run whose busy row is deferred is deferred behind it: the end of a run must not be written
+    /// before its beginning.
+    fn defer_behind_starts(&mut self, group: Vec<Entry>) -> Vec<Entry> {
+        let starts: HashSet<RunId> = self
+            .deferred
+            .iter()
+            .filter_map(|(_, entry)| match &entry.body {
+                Body::StartStep(start) => Some(start.run),
+                _ => None,
+            })
+            .collect();
+        if starts.is_empty() {
+            return group;
+        }
+        let (behind, now) = group
+            .into_iter()
+            .partition(|entry| entry.body.run().is_some_and(|run| starts.contains(&run)));
+        self.defer(behind);
+        now
     }
 
     fn defer(&mut self, group: Vec<Entry>) {
@@ -579,7 +604,12 @@ impl Writer {
             notify: Vec::new(),
         };
         work.write(group)?;
-        tx.commit()?;
+        if let Err(error) = tx.commit() {
+            if error.is_lost() {
+                note_maybe_written(group, &staged);
+            }
+            return Err(error.into());
+        }
         Ok(staged)
     }
 }
@@ -591,6 +621,27 @@ impl Body {
             Body::Record(Record::Succeed(succeed)) => Some(succeed),
             Body::Adopt(adoption) => Some(&adoption.succeed),
             _ => None,
+        }
+    }
+
+    /// The run whose busy row must be there first.
+    fn run(&self) -> Option<RunId> {
+        match self {
+            Body::Record(Record::Phase { run, .. }) => Some(*run),
+            Body::Record(Record::FinishStep(finish)) => Some(finish.run),
+            Body::Record(Record::Fail(fail)) => fail.run,
+            _ => None,
+        }
+    }
+}
+
+/// The connection was lost in a commit: remembers the numbers of the rows that it may have made.
+fn note_maybe_written(group: &mut [Entry], staged: &Staged) {
+    for entry in group {
+        if let Body::StartStep(start) = &mut entry.body {
+            if let Some(row) = staged.runs.get(&start.run) {
+                start.maybe_written.push(row.stepnr);
+            }
         }
     }
 }
@@ -692,7 +743,7 @@ struct FailRows {
 }
 
 impl GroupWork<'_, '_> {
-    fn write(&mut self, group: &mut [Entry]) -> Result<(), Failure> {
+    fn write(&mut self, group: &[Entry]) -> Result<(), Failure> {
         let free = self.lock_builds(group)?;
         self.insert_steps(group, &free)?;
         self.update_phases(group)?;
@@ -762,7 +813,7 @@ impl GroupWork<'_, '_> {
     }
 
     /// Inserts the busy rows of starts and the finished rows of propagated failures.
-    fn insert_steps(&mut self, group: &mut [Entry], builds: &Builds) -> Result<(), Failure> {
+    fn insert_steps(&mut self, group: &[Entry], builds: &Builds) -> Result<(), Failure> {
         for attempt in 0..4 {
             let mut rows = StepRows::default();
             self.collect_starts(group, &mut rows)?;
@@ -834,7 +885,35 @@ impl GroupWork<'_, '_> {
         Ok(())
     }
 
-    fn collect_starts(&mut self, group: &mut [Entry], rows: &mut StepRows) -> Result<(), Failure> {
+    /// Takes away what earlier attempts to write this row may have left.
+    fn delete_leftovers(&mut self, start: &StartStep) -> Result<(), Failure> {
+        let is_another = |stepnr: &i32| {
+            let runs = self.writer.runs.values().chain(self.staged.runs.values());
+            runs.into_iter()
+                .any(|row| (row.build, row.stepnr) == (start.build, *stepnr))
+        };
+        let left: Vec<i32> = start
+            .maybe_written
+            .iter()
+            .copied()
+            .filter(|stepnr| !is_another(stepnr))
+            .collect();
+        if !left.is_empty() {
+            self.tx.execute(
+                include_str!("../../sql/queue/delete_leftover_step.sql"),
+                &[
+                    &start.build.0,
+                    &left,
+                    &start.drv,
+                    &seconds(start.start),
+                    &start.machine,
+                ],
+            )?;
+        }
+        Ok(())
+    }
+
+    fn collect_starts(&mut self, group: &[Entry], rows: &mut StepRows) -> Result<(), Failure> {
         let unknown: Vec<BuildId> = group
             .iter()
             .filter_map(|entry| match &entry.body {
@@ -844,22 +923,16 @@ impl GroupWork<'_, '_> {
             .collect();
         self.reseed(&unknown)?;
         for entry in group {
-            let Body::StartStep(start) = &mut entry.body else {
+            let Body::StartStep(start) = &entry.body else {
                 continue;
             };
-            if let Some(stepnr) = start.stepnr.take() {
-                self.tx.execute(
-                    include_str!("../../sql/queue/delete_leftover_step.sql"),
-                    &[&start.build.0, &stepnr, &start.drv, &seconds(start.start)],
-                )?;
-            }
+            self.delete_leftovers(start)?;
             let Some(stepnr) = self.next_stepnr(start.build) else {
                 self.staged
                     .acks
                     .push((start.done.clone(), StartAck::BuildGone));
                 continue;
             };
-            start.stepnr = Some(stepnr);
             rows.build.push(start.build.0);
             rows.stepnr.push(stepnr);
             rows.drv.push(start.drv.clone());

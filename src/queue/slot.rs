@@ -364,7 +364,7 @@ impl Attempt<'_> {
             announce: std::mem::take(&mut self.start.announce),
             start: self.began,
             done,
-            stepnr: None,
+            maybe_written: Vec::new(),
         };
         let entry = Entry {
             ticket: self.start.ticket,
