@@ -89,10 +89,11 @@ impl SlotThreads {
 
 /// The body of a slot thread.
 fn serve(context: &Arc<Context>, machine: &Arc<Machine>, queue: &Receiver<Start>, first: Start) {
-    let kill = match KillSwitch::new() {
+    let mut kill = match KillSwitch::new() {
         Ok(kill) => Arc::new(kill),
         Err(error) => {
             let message = format!("cannot make a kill switch: {error}");
+            context.runs.forget(first.run);
             context.void_ticket(first.ticket);
             context.end_run(
                 first.run,
@@ -110,6 +111,13 @@ fn serve(context: &Arc<Context>, machine: &Arc<Machine>, queue: &Receiver<Start>
     loop {
         if let Some(start) = next.take() {
             attempt(context, machine, &kill, start);
+            if kill.is_thrown() {
+                // The thrown one stays with the ended run's connection, which may still wait to be sent to.
+                match KillSwitch::new() {
+                    Ok(new) => kill = Arc::new(new),
+                    Err(_) => return,
+                }
+            }
         }
         machine.slots.lock().idle += 1;
         next = match queue.recv_timeout(IDLE_MAX) {
@@ -157,7 +165,7 @@ fn attempt(context: &Arc<Context>, machine: &Arc<Machine>, kill: &Arc<KillSwitch
     if attempt.announced.is_none() {
         context.void_ticket(ticket);
     }
-    context.runs.disarm(run, kill);
+    context.runs.forget(run);
     context.end_run(run, end);
 }
 
@@ -491,7 +499,7 @@ impl Attempt<'_> {
                     return Ok(connection);
                 }
                 Ok((_, Err(trouble))) => return Err(trouble.into()),
-                // The sending thread finds nobody listening and closes the connection when its turn comes.
+                // The sending thread finds the switch thrown and closes the connection when its turn comes.
                 Err(RecvTimeoutError::Timeout) if self.kill.is_thrown() => {
                     return Err(Trouble::Killed.into())
                 }
