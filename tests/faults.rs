@@ -953,3 +953,18 @@ fn an_attempt_that_fails_while_its_row_is_held_up_leaves_no_busy_row() {
     site.assert_complete();
     assert_sane(&hydrad);
 }
+
+#[test]
+fn a_machine_with_a_wrong_clock_takes_as_long_as_it_takes() {
+    let site = Site::new(Pg::shared());
+    site.machines(&Site::stub("m1", 1, 1, "-"));
+    site.stubs
+        .set("m1", &[("clock", "86400"), ("seconds", "0.1")]);
+    site.queue(&stub_jobs("a", 1, ""));
+    let mut hydrad = site.start();
+    site.wait_all_finished(&mut hydrad);
+    site.assert_complete();
+    let now = "extract(epoch from now())";
+    let right = format!("select count(*) = 2 from (select startTime t from Builds union all select startTime from BuildSteps) s where abs({now} - t) < 120");
+    assert!(site.ask::<bool>(&right));
+}

@@ -608,8 +608,11 @@ impl Attempt<'_> {
         work: &Work,
         result: BuildResult,
     ) -> Result<Outcome, Stop> {
-        if result.start > 0 {
-            self.build_began = Some(result.start as UnixSecs);
+        // How long it took by the machine's clock, up to now by ours: the two need not agree.
+        let took = result.stop.checked_sub(result.start);
+        if let Some(took) = took.filter(|_| result.start > 0) {
+            let took = UnixSecs::try_from(took).unwrap_or(UnixSecs::MAX);
+            self.build_began = self.build_began.max(Some(unix_now().saturating_sub(took)));
         }
         let cached = match result.status {
             NixStatus::Built => false,
@@ -773,7 +776,10 @@ impl Attempt<'_> {
             );
             return Err(Trouble::Machine(message).into());
         }
-        let size: u64 = infos.iter().map(|info| info.nar_size).sum();
+        // What a machine says, so not to be believed to fit.
+        let size = infos
+            .iter()
+            .fold(0u64, |sum, info| sum.saturating_add(info.nar_size));
         let size_max = self.context.limits().max_output_size;
         if size_max > 0 && size > size_max {
             let message =
