@@ -957,3 +957,45 @@ fn a_postgresql_without_room_loses_no_record() {
     site.assert_complete();
     assert_sane(&hydrad);
 }
+
+#[test]
+fn an_attempt_that_fails_while_its_row_is_held_up_leaves_no_busy_row() {
+    let site = Site::new(Pg::shared());
+    site.machines(&Site::stub("m1", 1, 1, "-"));
+    let build = site.queue(&stub_jobs("a", 1, ""))[0];
+    let mut web = site.db.client();
+    let mut transaction = web.transaction().unwrap();
+    transaction
+        .execute("select 1 from Builds where id = $1 for update", &[&build])
+        .unwrap();
+    site.stubs.set("m1", &[("fault", "refuse-in-connect@1")]);
+    let mut hydrad = site.start();
+    site.stubs.wait_event("m1", "fault", "");
+    // Its end has reached the writer when the next attempt begins.
+    hydrad.wait_log_times("performing step", 2);
+    transaction.rollback().unwrap();
+    site.wait_all_finished(&mut hydrad);
+
+    // Each attempt has its row in the end, whichever came first, and none stays busy.
+    hydrad.wait_sql(
+        &site.db,
+        "select count(*) = 2 and count(*) filter (where busy = 0 and status = 3) = 1 from BuildSteps",
+    );
+    site.assert_complete();
+    assert_sane(&hydrad);
+}
+
+#[test]
+fn a_machine_with_a_wrong_clock_takes_as_long_as_it_takes() {
+    let site = Site::new(Pg::shared());
+    site.machines(&Site::stub("m1", 1, 1, "-"));
+    site.stubs
+        .set("m1", &[("clock", "86400"), ("seconds", "0.1")]);
+    site.queue(&stub_jobs("a", 1, ""));
+    let mut hydrad = site.start();
+    site.wait_all_finished(&mut hydrad);
+    site.assert_complete();
+    let now = "extract(epoch from now())";
+    let right = format!("select count(*) = 2 from (select startTime t from Builds union all select startTime from BuildSteps) s where abs({now} - t) < 120");
+    assert!(site.ask::<bool>(&right));
+}

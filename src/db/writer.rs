@@ -89,8 +89,8 @@ pub struct StartStep {
     pub announce: Vec<BuildId>,
     pub start: UnixSecs,
     pub done: Sender<StartAck>,
-    /// The number given in an attempt to write it whose end is not known.
-    pub stepnr: Option<i32>,
+    /// The numbers given in attempts to write it of which nobody knows whether they were committed.
+    pub maybe_written: Vec<i32>,
 }
 
 /// The success of a busy row found at start.
@@ -625,7 +625,12 @@ impl Writer {
             notify: Vec::new(),
         };
         work.write(group)?;
-        tx.commit()?;
+        if let Err(error) = tx.commit() {
+            if error.is_lost() {
+                note_maybe_written(group, &staged);
+            }
+            return Err(error.into());
+        }
         Ok(staged)
     }
 }
@@ -637,6 +642,17 @@ impl Body {
             Body::Record(Record::Succeed(succeed)) => Some(succeed),
             Body::Adopt(adoption) => Some(&adoption.succeed),
             _ => None,
+        }
+    }
+}
+
+/// The connection was lost in a commit: remembers the numbers of the rows that it may have made.
+fn note_maybe_written(group: &mut [Entry], staged: &Staged) {
+    for entry in group {
+        if let Body::StartStep(start) = &mut entry.body {
+            if let Some(row) = staged.runs.get(&start.run) {
+                start.maybe_written.push(row.stepnr);
+            }
         }
     }
 }
@@ -756,7 +772,7 @@ struct FailRows {
 }
 
 impl GroupWork<'_, '_> {
-    fn write(&mut self, group: &mut [Entry]) -> Result<(), Failure> {
+    fn write(&mut self, group: &[Entry]) -> Result<(), Failure> {
         let free = self.lock_builds(group)?;
         self.insert_steps(group, &free)?;
         self.update_phases(group)?;
@@ -859,7 +875,7 @@ impl GroupWork<'_, '_> {
     }
 
     /// Inserts the busy rows of starts and the finished rows of propagated failures.
-    fn insert_steps(&mut self, group: &mut [Entry], builds: &Builds) -> Result<(), Failure> {
+    fn insert_steps(&mut self, group: &[Entry], builds: &Builds) -> Result<(), Failure> {
         for attempt in 0..4 {
             let mut rows = StepRows::default();
             self.collect_starts(group, builds, &mut rows)?;
@@ -931,34 +947,56 @@ impl GroupWork<'_, '_> {
         Ok(())
     }
 
+    /// Takes away what earlier attempts to write this row may have left.
+    fn delete_leftovers(&mut self, start: &StartStep) -> Result<(), Failure> {
+        let is_another = |stepnr: &i32| {
+            let runs = self.writer.runs.values().chain(self.staged.runs.values());
+            runs.into_iter()
+                .any(|row| (row.build, row.stepnr) == (start.build, *stepnr))
+        };
+        let left: Vec<i32> = start
+            .maybe_written
+            .iter()
+            .copied()
+            .filter(|stepnr| !is_another(stepnr))
+            .collect();
+        if !left.is_empty() {
+            self.tx.execute(
+                include_str!("../../sql/queue/delete_leftover_step.sql"),
+                &[
+                    &start.build.0,
+                    &left,
+                    &start.drv,
+                    &seconds(start.start),
+                    &start.machine,
+                ],
+            )?;
+        }
+        Ok(())
+    }
+
     fn collect_starts(
         &mut self,
-        group: &mut [Entry],
+        group: &[Entry],
         builds: &Builds,
         rows: &mut StepRows,
     ) -> Result<(), Failure> {
         let unknown = builds_of_starts(group);
         self.reseed(&unknown)?;
         for entry in group {
-            let Body::StartStep(start) = &mut entry.body else {
+            let Body::StartStep(start) = &entry.body else {
                 continue;
             };
             if builds.unstartable.contains(&start.build) {
                 continue;
             }
-            if let Some(stepnr) = start.stepnr.take() {
-                self.tx.execute(
-                    include_str!("../../sql/queue/delete_leftover_step.sql"),
-                    &[&start.build.0, &stepnr, &start.drv, &seconds(start.start)],
-                )?;
-            }
+            self.delete_leftovers(start)?;
             let Some(stepnr) = self.next_stepnr(start.build) else {
                 self.staged
                     .acks
                     .push((start.done.clone(), StartAck::BuildGone));
                 continue;
             };
-            start.stepnr = Some(stepnr);
             rows.build.push(start.build.0);
             rows.stepnr.push(stepnr);
             rows.drv.push(start.drv.clone());

@@ -199,8 +199,8 @@ impl Monitor {
             };
             let ids: Vec<i32> = builds.iter().map(|id| id.0).collect();
             let rows = statements::builds(&mut *self.conn()?, &ids)?;
-            self.wanted.pop_front();
             self.send_rows(rows)?;
+            self.wanted.pop_front();
         }
         self.tell_loaded();
         let now = Instant::now();
@@ -274,10 +274,11 @@ impl Monitor {
     }
 
     fn send_rows(&mut self, rows: Vec<QueuedBuild>) -> Result<(), DbError> {
+        // Everything that may fail comes first: what fails is done again from the beginning.
+        for build in &rows {
+            self.introduce(build.jobset)?;
+        }
         for page in rows.chunks(PAGE) {
-            for build in page {
-                self.introduce(build.jobset)?;
-            }
             self.context.tell_plan(Event::Builds {
                 rows: page.to_vec(),
             });

@@ -89,10 +89,11 @@ impl SlotThreads {
 
 /// The body of a slot thread.
 fn serve(context: &Arc<Context>, machine: &Arc<Machine>, queue: &Receiver<Start>, first: Start) {
-    let kill = match KillSwitch::new() {
+    let mut kill = match KillSwitch::new() {
         Ok(kill) => Arc::new(kill),
         Err(error) => {
             let message = format!("cannot make a kill switch: {error}");
+            context.runs.forget(first.run);
             context.void_ticket(first.ticket);
             context.end_run(
                 first.run,
@@ -110,6 +111,13 @@ fn serve(context: &Arc<Context>, machine: &Arc<Machine>, queue: &Receiver<Start>
     loop {
         if let Some(start) = next.take() {
             attempt(context, machine, &kill, start);
+            if kill.is_thrown() {
+                // The thrown one stays with the ended run's connection, which may still wait to be sent to.
+                match KillSwitch::new() {
+                    Ok(new) => kill = Arc::new(new),
+                    Err(_) => return,
+                }
+            }
         }
         machine.slots.lock().idle += 1;
         next = match queue.recv_timeout(IDLE_MAX) {
@@ -157,7 +165,7 @@ fn attempt(context: &Arc<Context>, machine: &Arc<Machine>, kill: &Arc<KillSwitch
     if attempt.announced.is_none() {
         context.void_ticket(ticket);
     }
-    context.runs.disarm(run, kill);
+    context.runs.forget(run);
     context.end_run(run, end);
 }
 
@@ -364,7 +372,7 @@ impl Attempt<'_> {
             announce: std::mem::take(&mut self.start.announce),
             start: self.began,
             done,
-            stepnr: None,
+            maybe_written: Vec::new(),
         };
         let entry = Entry {
             ticket: self.start.ticket,
@@ -491,7 +499,7 @@ impl Attempt<'_> {
                     return Ok(connection);
                 }
                 Ok((_, Err(trouble))) => return Err(trouble.into()),
-                // The sending thread finds nobody listening and closes the connection when its turn comes.
+                // The sending thread finds the switch thrown and closes the connection when its turn comes.
                 Err(RecvTimeoutError::Timeout) if self.kill.is_thrown() => {
                     return Err(Trouble::Killed.into())
                 }
@@ -600,8 +608,11 @@ impl Attempt<'_> {
         work: &Work,
         result: BuildResult,
     ) -> Result<Outcome, Stop> {
-        if result.start > 0 {
-            self.build_began = Some(result.start as UnixSecs);
+        // How long it took by the machine's clock, up to now by ours: the two need not agree.
+        let took = result.stop.checked_sub(result.start);
+        if let Some(took) = took.filter(|_| result.start > 0) {
+            let took = UnixSecs::try_from(took).unwrap_or(UnixSecs::MAX);
+            self.build_began = self.build_began.max(Some(unix_now().saturating_sub(took)));
         }
         let cached = match result.status {
             NixStatus::Built => false,
@@ -765,7 +776,10 @@ impl Attempt<'_> {
             );
             return Err(Trouble::Machine(message).into());
         }
-        let size: u64 = infos.iter().map(|info| info.nar_size).sum();
+        // What a machine says, so not to be believed to fit.
+        let size = infos
+            .iter()
+            .fold(0u64, |sum, info| sum.saturating_add(info.nar_size));
         let size_max = self.context.limits().max_output_size;
         if size_max > 0 && size > size_max {
             let message =

@@ -1,7 +1,7 @@
 //! A switch that interrupts a thread which waits for a pipe.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -37,13 +37,6 @@ impl KillSwitch {
 
     pub fn is_thrown(&self) -> bool {
         self.thrown.load(Ordering::SeqCst)
-    }
-
-    /// Makes the switch ready for the next run.
-    pub fn reset(&self) {
-        self.thrown.store(false, Ordering::SeqCst);
-        let mut counter = [0u8; 8];
-        let _ = (&self.event).read(&mut counter);
     }
 
     /// Readable once the switch is thrown.
