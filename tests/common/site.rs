@@ -2,6 +2,7 @@
 //! one place, and hydrad started on them again and again.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -245,6 +246,28 @@ impl Site {
 
     fn user(&self) -> RunAs {
         self.store.owner()
+    }
+}
+
+impl Drop for Site {
+    /// What a killed hydrad started ends by itself a moment later; until then it could make the store's folders anew
+    /// while they are removed.
+    fn drop(&mut self) {
+        let store = text(&self.store.store_dir());
+        let uses_store = |process: &std::fs::DirEntry| {
+            let environment = std::fs::read(process.path().join("environ")).unwrap_or_default();
+            environment
+                .windows(store.len())
+                .any(|part| part == store.as_bytes())
+        };
+        let give_up = Instant::now() + Duration::from_secs(5);
+        while Instant::now() < give_up {
+            let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+            if !processes.into_iter().any(|process| uses_store(&process)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 }
 
