@@ -101,11 +101,7 @@ fn compare_machines(a: &Machine, b: &Machine) -> Ordering {
 }
 
 fn supports(machine: &MachineSpec, class: &Class) -> bool {
-    let system = &*class.platform == "builtin"
-        || machine
-            .systems
-            .iter()
-            .any(|system| *system == class.platform);
+    let system = &*class.platform == "builtin" || machine.systems.contains(&class.platform);
     let mandatory = machine.mandatory_features.iter().all(|mandatory| {
         class.features.contains(mandatory) || (&**mandatory == "local" && class.prefer_local)
     });

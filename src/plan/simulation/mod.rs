@@ -847,15 +847,16 @@ impl World {
         let at = machine.0 as usize;
         self.in_slots[at] += 1;
         let host = &self.machines[at];
-        let has = |feature: &Box<str>| {
-            host.supported_features.contains(feature) || host.mandatory_features.contains(feature)
-        };
-        let wants = |feature: &Box<str>| {
-            spec.required_features.contains(feature) || (&**feature == "local" && spec.prefer_local)
-        };
+        let offers = [&host.supported_features, &host.mandatory_features];
         let able = (&*spec.platform == "builtin" || host.systems.contains(&spec.platform))
-            && spec.required_features.iter().all(has)
-            && host.mandatory_features.iter().all(wants);
+            && spec
+                .required_features
+                .iter()
+                .all(|wanted| offers.iter().any(|offered| offered.contains(wanted)))
+            && host.mandatory_features.iter().all(|wanted| {
+                spec.required_features.contains(wanted)
+                    || (&**wanted == "local" && spec.prefer_local)
+            });
         if !able || !host.enabled || !self.listed[at] || self.in_slots[at] > host.slots {
             let text = format!(
                 "starts step {step} on {}, which should not get it ({})",
