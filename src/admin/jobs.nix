@@ -6,8 +6,9 @@ let
   called = x: if isFunction x then x { } else x;
   root = called (import file);
   split = s: builtins.filter isString (builtins.split "\\." s);
-  pick = path: foldl' (set: name:
-    if isAttrs set && hasAttr name set then getAttr name set else throw "attribute '${path}' is not there") root (split path);
+  # The value at a path in a list of one, or an empty list.
+  pick = path: foldl' (found: name: concatLists (map (set:
+    if isAttrs set && hasAttr name set then [ (getAttr name set) ] else [ ]) found)) [ root ] (split path);
   join = prefix: name: if prefix == "" then name else "${prefix}.${name}";
   text = x: if isString x then x else if x == null then null else toString x;
   number = default: x: if builtins.isInt x then x else default;
@@ -45,4 +46,6 @@ let
     else if depth > 10 then [ { inherit name; error = "nested too deeply"; } ]
     else concatLists (map (n: walk (depth + 1) (join name n) attempt.value.${n}) (attrNames attempt.value));
 in
-if attrs == [ ] then walk 0 "" root else concatLists (map (path: walk 0 path (pick path)) attrs)
+if attrs == [ ] then walk 0 "" root else concatLists (map (path:
+  let found = pick path; in
+  if found == [ ] then [ { name = path; error = "there is no such attribute"; } ] else concatLists (map (walk 0 path) found)) attrs)
