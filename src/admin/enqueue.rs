@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{bail, ensure, Context as _, Result};
 use serde_json::{json, Value};
 
-use super::connect::StateArgs;
+use super::connect::{environment, StateArgs};
 use super::table;
 use crate::db::connect::DbTarget;
 use crate::db::enqueue::{self, NewBuild};
@@ -17,6 +17,8 @@ use crate::db::listen::Listener;
 use crate::db::schema;
 use crate::model::BuildStatus;
 use crate::nix::derivation::Derivation;
+use crate::nix::StoreDir;
+use crate::store::local::LocalStore;
 use crate::store::roots::GcRoots;
 
 const APPLICATION_NAME: &str = "hydrad-enqueue";
@@ -81,7 +83,7 @@ pub fn run(args: &EnqueueArgs) -> Result<ExitCode> {
     // Before an evaluation that may take long.
     let mut client = target.connect(APPLICATION_NAME)?;
     schema::check_schema(&mut client)?.serve()?;
-    let builds = jobs(args)?;
+    let builds = jobs(args, &settings.nix_daemon_program)?;
     let roots = GcRoots::open(&settings.gc_roots_dir).with_context(|| {
         format!(
             "cannot use {} (gc_roots_dir)",
@@ -144,14 +146,16 @@ fn report_queued(args: &EnqueueArgs, builds: &[NewBuild], queued: &enqueue::Queu
 }
 
 /// What is to be queued.
-fn jobs(args: &EnqueueArgs) -> Result<Vec<NewBuild>> {
+fn jobs(args: &EnqueueArgs, daemon_program: &str) -> Result<Vec<NewBuild>> {
     let is_drv = |file: &PathBuf| file.extension().is_some_and(|end| end == "drv");
     if args.files.iter().all(is_drv) {
         ensure!(
             args.attrs.is_empty(),
             "--attr chooses from a Nix file, not from derivations"
         );
-        return args.files.iter().map(|file| from_drv(args, file)).collect();
+        let store = LocalStore::from_env(&environment, daemon_program);
+        let from_drv = |file| from_drv(args, store.dir(), file);
+        return args.files.iter().map(from_drv).collect();
     }
     let [file] = args.files.as_slice() else {
         bail!("give either derivations (.drv) or one Nix file");
@@ -159,11 +163,22 @@ fn jobs(args: &EnqueueArgs) -> Result<Vec<NewBuild>> {
     from_nix(args, file)
 }
 
-fn from_drv(args: &EnqueueArgs, file: &PathBuf) -> Result<NewBuild> {
-    let path = file
-        .to_str()
-        .context("a store path is plain text")?
-        .to_owned();
+fn from_drv(args: &EnqueueArgs, store: &StoreDir, file: &PathBuf) -> Result<NewBuild> {
+    // Also by a link to it, as `nix-instantiate --add-root` makes, or from within the store.
+    let path =
+        std::fs::canonicalize(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let real_store = std::fs::canonicalize(&store.0).unwrap_or_else(|_| PathBuf::from(&store.0));
+    ensure!(
+        path.parent() == Some(&real_store),
+        "{} is not in the store {}",
+        file.display(),
+        store.0
+    );
+    let path = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .map(|name| store.join(name))
+        .context("a store path is plain text")?;
     let text = std::fs::read(file).with_context(|| format!("cannot read {path}"))?;
     let drv = Derivation::parse(&text).with_context(|| format!("{path} is not a derivation"))?;
     let base = path
@@ -255,7 +270,8 @@ fn from_nix(args: &EnqueueArgs, file: &PathBuf) -> Result<Vec<NewBuild>> {
         .collect();
     ensure!(
         bad.is_empty(),
-        "nothing was queued, since some jobs are wrong:\n{}",
+        "nothing was queued, since some jobs are wrong (`nix-instantiate {} -A JOB` says why):\n{}",
+        file.display(),
         bad.join("\n")
     );
     ensure!(

@@ -210,6 +210,7 @@ impl Monitor {
             .is_some_and(|every| now >= self.last_list + every);
         if poll_due || (self.list_wanted && now >= self.list_not_before) {
             self.read_list()?;
+            self.tell_loaded();
         }
         Ok(())
     }
