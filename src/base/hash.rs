@@ -57,8 +57,13 @@ impl Hasher for FixedHasher {
 
 /// The hash of a string.
 pub fn hash_str(text: &str) -> u64 {
-    let mut hasher = FixedHasher(text.len() as u64);
-    hasher.write(text.as_bytes());
+    hash_bytes(text.as_bytes())
+}
+
+/// The hash of some bytes.
+pub fn hash_bytes(bytes: &[u8]) -> u64 {
+    let mut hasher = FixedHasher(bytes.len() as u64);
+    hasher.write(bytes);
     hasher.finish()
 }
 

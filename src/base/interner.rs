@@ -2,13 +2,15 @@
 //!
 //! The bytes lie in pages of 64 KiB, each entry behind a small header that names its id. When less than
 //! half of the pages' bytes is in use, one page at a time is emptied by moving what lives in it. So a
-//! process that adds and removes for months needs at most about twice what lives, and no call is long.
+//! process that adds and removes for months needs at most about twice what lives, and no call is long
+//! (except that the table of hashes doubles now and then).
+//!
+//! The table is our own and plain, eight bytes per slot and nothing else, because looking up many strings in a
+//! table far larger than the caches is fast only if all the slots are fetched at the same time.
 //!
 //! Does not know what the strings mean.
 
-use hashbrown::HashTable;
-
-use super::hash::hash_str;
+use super::hash::{hash_bytes, hash_str};
 
 /// Longer strings are refused.
 pub const STRING_BYTES_MAX: usize = 4096;
@@ -19,10 +21,95 @@ const PAGES_MAX: usize = 1 << 16;
 const HEADER_BYTES: usize = 6;
 const FREE: u32 = u32::MAX;
 
+/// A slot of the table; `id` is `FREE` in an empty one.
 #[derive(Clone, Copy)]
-struct Entry {
+struct Slot {
     hash: u32,
     id: u32,
+}
+
+const EMPTY: Slot = Slot { hash: 0, id: FREE };
+
+/// From hashes to ids: open addressing, linear probing, no tombstones.
+#[derive(Default)]
+struct Table {
+    /// A power of two of them, or none; at most 7 in 10 in use.
+    slots: Vec<Slot>,
+    used: usize,
+}
+
+impl Table {
+    fn home(&self, hash: u32) -> usize {
+        // Fibonacci hashing: high bits of the product, as many as there are slots.
+        let spread = u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (spread >> 32) as usize & self.slots.len().wrapping_sub(1)
+    }
+
+    fn find(&self, hash: u32, is: impl Fn(u32) -> bool) -> Option<u32> {
+        if self.slots.is_empty() {
+            return None;
+        }
+        let mut at = self.home(hash);
+        loop {
+            let slot = self.slots[at];
+            if slot.id == FREE {
+                return None;
+            }
+            if slot.hash == hash && is(slot.id) {
+                return Some(slot.id);
+            }
+            at = (at + 1) & (self.slots.len() - 1);
+        }
+    }
+
+    fn insert(&mut self, hash: u32, id: u32) {
+        if (self.used + 1) * 10 > self.slots.len() * 7 {
+            let grown = vec![EMPTY; (self.slots.len() * 2).max(16)];
+            for slot in std::mem::replace(&mut self.slots, grown) {
+                if slot.id != FREE {
+                    self.put(slot);
+                }
+            }
+        }
+        self.put(Slot { hash, id });
+        self.used += 1;
+    }
+
+    fn put(&mut self, slot: Slot) {
+        let mut at = self.home(slot.hash);
+        while self.slots[at].id != FREE {
+            at = (at + 1) & (self.slots.len() - 1);
+        }
+        self.slots[at] = slot;
+    }
+
+    fn remove(&mut self, hash: u32, id: u32) {
+        let mask = self.slots.len().wrapping_sub(1);
+        let mut hole = self.home(hash);
+        while self.slots[hole].id != id {
+            assert!(
+                self.slots[hole].id != FREE,
+                "BUG: removing an id that is not interned"
+            );
+            hole = (hole + 1) & mask;
+        }
+        // Those behind that would not be found across the hole move into it.
+        let mut at = hole;
+        loop {
+            at = (at + 1) & mask;
+            let slot = self.slots[at];
+            if slot.id == FREE {
+                break;
+            }
+            let distance = at.wrapping_sub(self.home(slot.hash)) & mask;
+            if distance >= (at.wrapping_sub(hole) & mask) {
+                self.slots[hole] = slot;
+                hole = at;
+            }
+        }
+        self.slots[hole] = EMPTY;
+        self.used -= 1;
+    }
 }
 
 /// Where a string probably is.
@@ -41,7 +128,7 @@ struct Page {
 /// See the module.
 #[derive(Default)]
 pub struct Interner {
-    table: HashTable<Entry>,
+    table: Table,
     /// By id: page number and offset of the header, or `FREE`.
     places: Vec<u32>,
     free_ids: Vec<u32>,
@@ -57,11 +144,11 @@ pub struct Interner {
 impl Interner {
     /// Number of strings held.
     pub fn len(&self) -> usize {
-        self.table.len()
+        self.table.used
     }
 
     pub fn is_empty(&self) -> bool {
-        self.table.is_empty()
+        self.table.used == 0
     }
 
     /// Every id is below this.
@@ -76,10 +163,8 @@ impl Interner {
 
     pub fn find(&self, text: &str) -> Option<u32> {
         let hash = hash_str(text) as u32;
-        let found = self
-            .table
-            .find(widen(hash), |entry| self.is(entry, hash, text));
-        found.map(|entry| entry.id)
+        self.table
+            .find(hash, |id| self.bytes(id) == text.as_bytes())
     }
 
     /// Looks for these strings, and fetches what the lookups need all at the same time: a table much larger than the
@@ -88,9 +173,14 @@ impl Interner {
         guesses.clear();
         for text in texts {
             let hash = hash_str(text) as u32;
-            let entry = self.table.find(widen(hash), |entry| entry.hash == hash);
-            let id = entry.map_or(FREE, |entry| entry.id);
-            guesses.push(Guess { hash, id });
+            guesses.push(Guess { hash, id: FREE });
+        }
+        let slots = guesses
+            .iter()
+            .map(|guess| self.table.slots.get(self.table.home(guess.hash)));
+        std::hint::black_box(slots.flatten().fold(0, |sum, slot| sum ^ slot.id));
+        for guess in guesses.iter_mut() {
+            guess.id = self.table.find(guess.hash, |_| true).unwrap_or(FREE);
         }
         let places = guesses
             .iter()
@@ -119,11 +209,11 @@ impl Interner {
     }
 
     fn intern_hashed(&mut self, text: &str, hash: u32) -> Option<(u32, bool)> {
-        if let Some(entry) = self
+        if let Some(id) = self
             .table
-            .find(widen(hash), |entry| self.is(entry, hash, text))
+            .find(hash, |id| self.bytes(id) == text.as_bytes())
         {
-            return Some((entry.id, false));
+            return Some((id, false));
         }
         if text.len() > STRING_BYTES_MAX {
             return None;
@@ -144,8 +234,7 @@ impl Interner {
         page.bytes.extend_from_slice(text.as_bytes());
         page.live_bytes += HEADER_BYTES + text.len();
         self.live_bytes += HEADER_BYTES + text.len();
-        self.table
-            .insert_unique(widen(hash), Entry { hash, id }, |entry| widen(entry.hash));
+        self.table.insert(hash, id);
         Some((id, true))
     }
 
@@ -155,24 +244,16 @@ impl Interner {
             .expect("BUG: interned bytes are not the string they were")
     }
 
-    fn is(&self, entry: &Entry, hash: u32, text: &str) -> bool {
-        entry.hash == hash && self.bytes(entry.id) == text.as_bytes()
-    }
-
     fn bytes(&self, id: u32) -> &[u8] {
         bytes_at(&self.pages, self.places[id as usize])
     }
 
     /// Forgets a string; its id and space will be used again.
     pub fn remove(&mut self, id: u32) {
-        let hash = hash_str(self.text(id)) as u32;
-        match self.table.find_entry(widen(hash), |entry| entry.id == id) {
-            Ok(entry) => {
-                entry.remove();
-            }
-            Err(_) => panic!("BUG: removing an id that is not interned"),
-        }
-        let size = HEADER_BYTES + self.bytes(id).len();
+        let bytes = self.bytes(id);
+        let size = HEADER_BYTES + bytes.len();
+        let hash = hash_bytes(bytes) as u32;
+        self.table.remove(hash, id);
         let page_no = self.places[id as usize] >> 16;
         self.places[id as usize] = FREE;
         self.free_ids.push(id);
@@ -267,11 +348,6 @@ fn bytes_at(pages: &[Page], place: u32) -> &[u8] {
     let at = (place & 0xffff) as usize;
     let len = usize::from(u16::from_le_bytes([bytes[at + 4], bytes[at + 5]]));
     &bytes[at + HEADER_BYTES..at + HEADER_BYTES + len]
-}
-
-/// The table keeps 32 bits of a hash, so growing it reads no strings; it wants them in the high bits too.
-fn widen(hash: u32) -> u64 {
-    u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 #[cfg(test)]

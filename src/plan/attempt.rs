@@ -18,7 +18,7 @@ use crate::model::{BuildStatus, MachineId, Phase, RunId};
 /// Runs started in one turn.
 const STARTS_PER_TURN: u32 = 1_000;
 /// Dependents looked at to count the builds that want a step, for the log line.
-const DEPENDENTS_LOOKED_AT: usize = 16;
+const DEPENDENTS_LOOKED_AT: usize = 8;
 
 impl Plan {
     /// Starts what can be started: again and again the best machine takes the best step it supports.

@@ -40,11 +40,25 @@ impl Jobset {
 
     fn add(&mut self, start: UnixSecs, seconds: u64) {
         if seconds > 0 {
-            match self.used.binary_search_by_key(&start, |&(at, _)| at) {
+            match self.find(start) {
                 Ok(at) => self.used[at].1 += seconds,
                 Err(at) => self.used.insert(at, (start, seconds)),
             }
             self.seconds += seconds;
+        }
+    }
+
+    /// Where a start second is, or would be.
+    fn find(&self, start: UnixSecs) -> Result<usize, usize> {
+        // On a busy jobset every second is there, and its place follows from the last one's.
+        let back = self
+            .used
+            .back()
+            .map_or(0, |&(last, _)| last.saturating_sub(start));
+        let back = usize::try_from(back).unwrap_or(0);
+        match self.used.len().checked_sub(back.saturating_add(1)) {
+            Some(at) if self.used[at].0 == start => Ok(at),
+            _ => self.used.binary_search_by_key(&start, |&(at, _)| at),
         }
     }
 

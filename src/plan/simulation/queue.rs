@@ -191,10 +191,8 @@ impl Queue {
             let word = self.hash(step, 20 + nth);
             let (how, word) = (word % 512, word / 512);
             let input = match how {
-                // From anywhere; in a large queue seldom.
-                0 if self.layer == self.realm || word >> 52 == 0 => {
-                    word % (layers * u64::from(self.layer))
-                }
+                // From anywhere, in a small queue.
+                0 if self.layer == self.realm => word % (layers * u64::from(self.layer)),
                 0..=30 => at(word % layers, word >> 32),
                 // A compiler or the like.
                 31..=280 => at(word % layers, (word >> 32) % POPULAR),
