@@ -448,7 +448,7 @@ fn enqueue_says_what_is_wrong_and_queues_nothing() {
         &["-A", "a000", &not_drv],
         &["--attr chooses from a Nix file"],
     );
-    refuse(&[&not_drv], &["text.drv", "is not a derivation"]);
+    refuse(&[&not_drv], &["text.drv", "is not in the store"]);
     refuse(&["/nowhere/x.nix"], &["/nowhere/x.nix", "No such file"]);
     refuse(&["/nowhere/x.drv"], &["cannot read /nowhere/x.drv"]);
     refuse(
@@ -565,7 +565,7 @@ fn log_prints_every_attempt_by_build_or_derivation_and_follows_a_growing_one() {
     let drv: String = site.ask("select drvPath from Builds");
     hydrad(&site, &["log", &build.to_string()])
         .ends_with(2)
-        .complains(&["there is no log of", "never built here"]);
+        .complains(&["there is no log of", "was not built here"]);
     let mut queue_runner = site.start();
     queue_runner.wait_sql(
         &site.db,
