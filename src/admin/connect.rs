@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use crate::config::settings::{Override, Settings};
 use crate::db::connect::{self, DbTarget};
 use crate::db::embedded::Embedded;
+use crate::store::local::is_writable;
 
 /// `--state DIR`, common to the commands that need the database.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -45,7 +46,13 @@ impl StateArgs {
                 value: value(&dir),
                 option: option.clone(),
             });
-            if std::env::var_os("HYDRA_CONFIG").is_none() && !dir.join("hydra.conf").exists() {
+            // Nix looks for roots below its own state folder alone; where we may not write there (the roots of a
+            // multi-user installation are made per user by its administrator), a folder of ours is better than no
+            // start, and `run` and `check` say what it lacks.
+            let configured =
+                std::env::var_os("HYDRA_CONFIG").is_some() || dir.join("hydra.conf").exists();
+            let usual = Settings::load(&environment, &overrides).map(|s| s.gc_roots_dir);
+            if !configured && !usual.is_ok_and(|usual| is_makeable(&usual)) {
                 overrides.push(Override {
                     key: "gc_roots_dir",
                     value: value(&dir.join("gcroots")),
@@ -75,6 +82,20 @@ impl StateArgs {
             }
         }
     }
+}
+
+/// Whether a folder exists and can be written, or can be made.
+fn is_makeable(folder: &Path) -> bool {
+    let nearest = folder.ancestors().find(|ancestor| ancestor.exists());
+    nearest.is_some_and(is_writable)
+}
+
+/// Whether the garbage collector finds roots in this folder.
+pub fn is_seen_by_collector(folder: &Path) -> bool {
+    let state = environment("NIX_STATE_DIR").filter(|state| !state.is_empty());
+    let roots = PathBuf::from(state.unwrap_or_else(|| "/nix/var/nix".into())).join("gcroots");
+    let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    real(folder).starts_with(real(&roots))
 }
 
 /// The folder as an absolute path; it need not exist.

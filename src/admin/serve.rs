@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use super::check::{self, CheckInput, CheckRow, Mark};
-use super::connect::{absolute, environment};
+use super::connect::{absolute, environment, is_seen_by_collector};
 use super::{init as init_command, table};
 use crate::cli::{CheckCommand, InitCommand, RunArgs};
 use crate::config::machines::LocalHost;
@@ -44,6 +44,9 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
             (target, Some(embedded))
         }
     };
+    if !is_seen_by_collector(&settings.gc_roots_dir) {
+        log::warn!("{}", unseen_roots(&settings));
+    }
     let config = queue::Config {
         overrides: args.state.overrides()?,
         settings,
@@ -57,6 +60,15 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
     }
     result?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is wrong with a folder of GC roots that Nix does not look at.
+fn unseen_roots(settings: &Settings) -> String {
+    format!(
+        "gc_roots_dir = {} is not below $NIX_STATE_DIR/gcroots: nix-collect-garbage would delete queued derivations and \
+         outputs; make a folder there that this user may write, and name it in hydra.conf",
+        settings.gc_roots_dir.display()
+    )
 }
 
 /// Without its private PostgreSQL a service can do nothing but wait, and nobody else starts one: it leaves, and the next
@@ -159,5 +171,16 @@ fn store_rows(settings: &Settings) -> Vec<CheckRow> {
         ),
         Trust::Unknown(message) => CheckRow::new(SECTION, "trusted", "", Mark::Unknown, message),
     };
-    vec![reached, trusted]
+    let mut rows = vec![reached, trusted];
+    if !is_seen_by_collector(&settings.gc_roots_dir) {
+        let folder = settings.gc_roots_dir.display().to_string();
+        rows.push(CheckRow::new(
+            SECTION,
+            "GC roots",
+            folder,
+            Mark::Warning,
+            unseen_roots(settings),
+        ));
+    }
+    rows
 }

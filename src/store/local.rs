@@ -516,7 +516,8 @@ fn permits(count: usize) -> (Sender<()>, Receiver<()>) {
     permits
 }
 
-fn is_writable(path: &Path) -> bool {
+/// Whether this process may write to a file or folder.
+pub fn is_writable(path: &Path) -> bool {
     use std::os::unix::ffi::OsStrExt;
     let Ok(path) = std::ffi::CString::new(path.as_os_str().as_bytes()) else {
         return false;
