@@ -1261,17 +1261,119 @@ fn bit(status: BuildStatus) -> u16 {
 mod tests {
     use super::*;
 
+    fn seeds(seeds: std::ops::Range<u64>) {
+        for seed in seeds {
+            let report = run(Config::small(seed));
+            assert!(
+                report.violations.is_empty(),
+                "seed {seed}: {:#?}",
+                report.violations
+            );
+        }
+    }
+
     #[test]
-    fn small_worlds_with_faults_and_kills() {
-        let failed: Vec<(u64, Vec<String>)> = (0..300)
-            .map(|seed| (seed, run(Config::small(seed)).violations))
-            .filter(|(_, v)| !v.is_empty())
-            .collect();
-        assert!(
-            failed.is_empty(),
-            "{} seeds; {:#?}",
-            failed.len(),
-            &failed[..failed.len().min(3)]
+    fn seeds_from_0() {
+        seeds(0..250);
+    }
+
+    #[test]
+    fn seeds_from_250() {
+        seeds(250..500);
+    }
+
+    #[test]
+    fn seeds_from_500() {
+        seeds(500..750);
+    }
+
+    #[test]
+    fn seeds_from_750() {
+        seeds(750..1000);
+    }
+
+    #[test]
+    fn a_kill_at_every_turn_reaches_the_same_end() {
+        for (seed, faults) in [(1, 0.0), (2, 0.4)] {
+            let config = Config {
+                steps: 14,
+                machines: 2,
+                slots: 2,
+                faults,
+                kills: Kills::Never,
+                check_every: 16,
+                ..Config::small(seed)
+            };
+            let turns = run(config).turns;
+            assert!(turns > 50, "a world of {turns} turns is too short");
+            for turn in 1..=turns.min(300) {
+                let report = run(Config {
+                    kills: Kills::At(turn),
+                    ..config
+                });
+                assert_eq!(report.kills, 1);
+                assert!(
+                    report.violations.is_empty(),
+                    "seed {seed}, turn {turn}: {:#?}",
+                    report.violations
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn equal_seeds_give_equal_runs() {
+        let config = Config {
+            kills: Kills::Chance(0.01),
+            faults: 0.3,
+            ..Config::small(7)
+        };
+        let (one, two) = (run(config), run(config));
+        assert_eq!(one, two);
+        assert_ne!(
+            one.start_order_hash,
+            run(Config { seed: 8, ..config }).start_order_hash
         );
+    }
+
+    #[test]
+    fn faults_do_happen() {
+        let mut kills = 0;
+        let mut starts = 0;
+        for seed in 0..20 {
+            let report = run(Config::small(seed));
+            kills += report.kills;
+            starts += report.starts;
+        }
+        assert!(kills > 20 && starts > 200, "{kills} kills, {starts} starts");
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(60))]
+
+        /// Every start is the one that the plain order says, whatever the queue and the machines.
+        #[test]
+        fn starts_are_in_the_plain_order(
+            seed: u64,
+            steps in 1u32..80,
+            machines in 1u32..8,
+            slots in 1u32..5,
+            faults in 0.0f64..0.5,
+            kills in 0.0f64..0.01,
+        ) {
+            let config = Config {
+                seed,
+                steps,
+                machines,
+                slots,
+                faults,
+                kills: Kills::Chance(kills),
+                audit: true,
+                check_every: 64,
+            };
+            let report = run(config);
+            proptest::prop_assert!(report.violations.is_empty(), "{:#?}", report.violations);
+            proptest::prop_assert!(faults > 0.0 || report.starts == u64::from(steps));
+        }
     }
 }
