@@ -3,6 +3,7 @@
 //! Exact accounting: machine seconds by start second within the scheduling window, and their sum. Does not
 //! know steps or builds.
 
+use std::cmp::Ordering;
 use std::collections::VecDeque;
 
 use hashbrown::HashTable;
@@ -50,16 +51,32 @@ impl Jobset {
 
     /// Where a start second is, or would be.
     fn find(&self, start: UnixSecs) -> Result<usize, usize> {
-        // On a busy jobset every second is there, and its place follows from the last one's.
+        // On a busy jobset nearly every second is there: its place is soon after where it would be if all were.
         let back = self
             .used
             .back()
             .map_or(0, |&(last, _)| last.saturating_sub(start));
         let back = usize::try_from(back).unwrap_or(0);
-        match self.used.len().checked_sub(back.saturating_add(1)) {
-            Some(at) if self.used[at].0 == start => Ok(at),
-            _ => self.used.binary_search_by_key(&start, |&(at, _)| at),
+        let mut low = self.used.len().saturating_sub(back.saturating_add(1));
+        let mut step = 1;
+        while self
+            .used
+            .get(low + step)
+            .is_some_and(|&(at, _)| at <= start)
+        {
+            low += step;
+            step *= 2;
         }
+        let mut high = (low + step).min(self.used.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match self.used[middle].0.cmp(&start) {
+                Ordering::Equal => return Ok(middle),
+                Ordering::Less => low = middle + 1,
+                Ordering::Greater => high = middle,
+            }
+        }
+        Err(low)
     }
 
     /// True if something was forgotten.
@@ -331,6 +348,11 @@ impl Jobsets {
     /// For the invariants: every sum is right, and references are as counted by the caller.
     pub fn check(&self, refs: &std::collections::BTreeMap<u32, u32>) {
         for (number, jobset) in self.jobsets.iter().enumerate() {
+            assert!(
+                jobset.used.iter().is_sorted_by(|a, b| a.0 < b.0),
+                "BUG: seconds of {}",
+                jobset.name
+            );
             assert_eq!(
                 jobset.share_used, self.shares_used[number],
                 "BUG: share of {}",
@@ -397,6 +419,26 @@ mod tests {
         jobsets.prune(1_100);
         assert_eq!(jobsets.all()[0].seconds, 0);
         jobsets.check(&BTreeMap::from([(set, 1)]));
+    }
+
+    #[test]
+    fn uses_in_any_order_add_up() {
+        let mut random = crate::base::random::Random::new(9);
+        for density in [1, 2, 50] {
+            let mut jobsets = Jobsets::new(500);
+            let number = jobsets.number(JobsetId(1));
+            let set = jobsets.single(number);
+            let mut model = BTreeMap::new();
+            for now in (1_000..4_000).step_by(density) {
+                let (start, secs) = (now - random.below(400) as i64, random.below(9));
+                jobsets.prune(now);
+                jobsets.charge(set, start, secs, now);
+                *model.entry(start).or_insert(0) += secs;
+                model.retain(|&start, _| start > now - 500);
+                assert_eq!(jobsets.all()[0].seconds, model.values().sum::<u64>());
+            }
+            jobsets.check(&BTreeMap::from([(set, 1)]));
+        }
     }
 
     #[test]
