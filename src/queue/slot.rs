@@ -393,7 +393,14 @@ impl Attempt<'_> {
         loop {
             match committed.recv_timeout(KILL_CHECK) {
                 Ok(StartAck::Written) => return Ok(()),
-                Ok(StartAck::BuildGone) => return Err(Stop::Outcome(Outcome::Cancelled)),
+                // Not "cancelled", which would be started again at once: the news that the build was deleted is on
+                // its way, and if the row cannot be written for another reason there is no hurry.
+                Ok(StartAck::BuildGone) => {
+                    return Err(ours(format!(
+                        "the step of build {} has no row: the build was deleted meanwhile",
+                        self.start.primary
+                    )))
+                }
                 Err(RecvTimeoutError::Timeout) if self.kill.is_thrown() => {
                     return Err(Trouble::Killed.into())
                 }
