@@ -10,6 +10,8 @@
 //!
 //! Does not know what the strings mean.
 
+use std::hint::black_box;
+
 use super::hash::{hash_bytes, hash_str};
 
 /// Longer strings are refused.
@@ -178,7 +180,7 @@ impl Interner {
         let slots = guesses
             .iter()
             .map(|guess| self.table.slots.get(self.table.home(guess.hash)));
-        std::hint::black_box(slots.flatten().fold(0, |sum, slot| sum ^ slot.id));
+        black_box(slots.flatten().fold(0, |sum, slot| sum ^ slot.id));
         for guess in guesses.iter_mut() {
             guess.id = self.table.find(guess.hash, |_| true).unwrap_or(FREE);
         }
@@ -191,7 +193,19 @@ impl Interner {
             // A string rarely lies in more than two cache lines.
             sum ^ bytes[at] ^ bytes[(at + 64).min(bytes.len() - 1)]
         });
-        std::hint::black_box(sum);
+        black_box(sum);
+    }
+
+    /// Fetches what removing these ids will need, all at the same time.
+    pub fn touch(&self, ids: &[u32]) {
+        let places = ids.iter().map(|&id| self.places[id as usize]);
+        black_box(places.fold(0, |sum: u32, place| sum ^ place));
+        let lengths = ids.iter().map(|&id| self.bytes(id).len());
+        black_box(lengths.fold(0, |sum: usize, len| sum ^ len));
+        let homes = ids
+            .iter()
+            .map(|&id| self.table.home(hash_bytes(self.bytes(id)) as u32));
+        black_box(homes.fold(0, |sum: u32, home| sum ^ self.table.slots[home].id));
     }
 
     /// [`Interner::intern`], given what [`Interner::guess`] found before other strings were added.

@@ -75,6 +75,11 @@ impl<T: Copy> Pool<T> {
         List { at, len }
     }
 
+    /// The item that was added last: a look at it fetches what [`Pool::push`] needs.
+    pub fn last(&self, list: List) -> Option<&T> {
+        self.get(list).last()
+    }
+
     pub fn push(&mut self, list: &mut List, item: T) {
         if list.len == 0 {
             *list = self.list(&[item]);

@@ -220,7 +220,7 @@ impl Plan {
                 slot.tries = slot.tries.saturating_add(1);
                 let tries = u32::from(slot.tries);
                 finish.status = failed_status(status);
-                if tries >= self.settings.tries_max || !again {
+                if tries >= self.settings.tries_max.min(u32::from(u8::MAX)) || !again {
                     self.totals.steps_done += 1;
                     self.fail_run(&run, finish, message);
                     return;

@@ -80,8 +80,6 @@ pub struct Step {
     pub stamp: u32,
     /// Rises when the step is done or gone: older links to it are dead. Never set back either.
     epoch: u32,
-    /// Machine class; [`NONE`] until the step is known to be needed.
-    pub class: u32,
     /// Set of jobsets that want it.
     pub set: u32,
     /// Highest global and local priority, lowest id of the builds that ever wanted it.
@@ -93,14 +91,16 @@ pub struct Step {
     pub timeout: u32,
     /// Dependencies that are not valid yet.
     pub missing: u32,
-    deps: List,
-    rdeps: List,
     /// Dependents that still wait for it.
     pub rdeps_live: u32,
     /// Dependents it ever had since it was made (Hydra's `rdeps` keeps dead ones too).
     pub rdeps_seen: u32,
+    rdeps: List,
+    deps: List,
     /// First of the builds whose top-level derivation it is.
     pub builds: u32,
+    /// Machine class; [`NONE`] until the step is known to be needed.
+    pub class: u32,
     /// Since when it is in this state, seconds since the plan began.
     pub since: u32,
     /// Running: its run's slot. Deferred, AskLater: until when, seconds since the plan began.
@@ -228,6 +228,16 @@ impl Graph {
         };
     }
 
+    /// Fetches what giving these steps back will need, all at the same time.
+    pub fn touch(&self, steps: &[u32]) {
+        black_box(
+            steps
+                .iter()
+                .fold(0, |sum: u32, &step| sum ^ self.step(step).epoch),
+        );
+        self.names.touch(steps);
+    }
+
     /// Gives the slot of a step back. Its edges and builds are gone by now.
     pub fn free(&mut self, step: u32) {
         let slot = &self.steps[step as usize];
@@ -247,6 +257,10 @@ impl Graph {
 
     /// `from`, which waits for nothing yet, waits for these steps from now on.
     pub fn link(&mut self, from: u32, to: &[u32]) {
+        let ends = to
+            .iter()
+            .filter_map(|&step| self.links.last(self.step(step).rdeps));
+        black_box(ends.fold(0, |sum: u32, link| sum ^ link.epoch));
         let mut deps = std::mem::take(&mut self.fresh);
         deps.clear();
         let waiting = Link {

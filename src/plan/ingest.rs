@@ -22,8 +22,9 @@ const ASK_AGAIN_MS: u64 = 120_000;
 /// Valid steps kept, and for how long (Hydra keeps them for one pass over the queue).
 const VALID_KEPT_MAX: usize = 100_000;
 const VALID_KEPT_SECS: u32 = 600;
-/// Kept steps let go per turn.
-const VALID_LET_GO: usize = 2_000;
+/// Kept steps let go per turn, and together: fewer are kept longer.
+const VALID_LET_GO: usize = 2_048;
+const VALID_BLOCK: usize = 64;
 
 /// Questions under way, and those waiting to be asked.
 #[derive(Default)]
@@ -529,22 +530,33 @@ impl Plan {
         self.kept.push_back(entry);
     }
 
-    /// Frees valid steps that have been kept long enough.
+    /// Frees valid steps that have been kept long enough; many at a time, since that costs little more than one.
     pub(super) fn let_go_of_valid(&mut self) {
         let now = (self.now.since(self.began) / 1000) as u32;
-        for _ in 0..VALID_LET_GO {
-            let Some(&(step, stamp, at)) = self.kept.front() else {
+        for _ in 0..VALID_LET_GO / VALID_BLOCK {
+            let Some(&(_, _, at)) = self.kept.get(VALID_BLOCK - 1) else {
                 return;
             };
-            if self.kept.len() <= VALID_KEPT_MAX && now.saturating_sub(at) < VALID_KEPT_SECS {
+            let too_many = self.kept.len() >= VALID_KEPT_MAX + VALID_BLOCK;
+            if !too_many && now.saturating_sub(at) < VALID_KEPT_SECS {
                 return;
             }
-            self.kept.pop_front();
             // One with builds is kept anew when they are done.
-            let slot = self.graph.step(step);
-            if slot.stamp == stamp && slot.builds == NONE {
+            let mut steps = std::mem::take(&mut self.scratch.1);
+            steps.clear();
+            for (step, stamp, _) in self.kept.drain(..VALID_BLOCK) {
+                let slot = self.graph.step(step);
+                if slot.stamp == stamp && slot.builds == NONE {
+                    steps.push(step);
+                }
+            }
+            steps.sort_unstable();
+            steps.dedup();
+            self.graph.touch(&steps);
+            for &step in &steps {
                 self.free_step(step);
             }
+            self.scratch.1 = steps;
         }
     }
 

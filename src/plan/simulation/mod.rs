@@ -30,6 +30,8 @@ const BEGIN: Millis = Millis(1_700_000_000_000);
 const MISCHIEF_MS: u64 = 40 * 60_000;
 /// A world that has not come to rest by then is stuck.
 const STUCK_MS: u64 = 400 * 24 * 3_600_000;
+/// Worlds of more steps have the bounds of production instead of tiny ones from the seed.
+const LARGE: u32 = 1_000;
 const VIOLATIONS_KEPT: usize = 10;
 
 /// When the process is killed.
@@ -230,7 +232,7 @@ impl World {
             config.faults,
         );
         let mut random = Random::new(mix(config.seed ^ 0x5eed));
-        let large = config.steps > 10_000;
+        let large = config.steps > LARGE;
         let settings = PlanSettings {
             // No step that some machine may do again is given up while machines come and go.
             unsupported_ms_max: 2 * MISCHIEF_MS,
@@ -551,7 +553,7 @@ impl World {
     }
 
     fn monitor(&mut self) {
-        let page = if self.config.steps > 10_000 { 1_000 } else { 7 };
+        let page = if self.config.steps > LARGE { 1_000 } else { 7 };
         if !self.page_out && !self.to_read.is_empty() {
             let ids: Vec<BuildId> = (0..page).map_while(|_| self.to_read.pop_front()).collect();
             let unfinished = |id: &BuildId| {
@@ -578,7 +580,7 @@ impl World {
             });
             self.pass_under_way = !last;
             if last {
-                let large = self.config.steps > 10_000;
+                let large = self.config.steps > LARGE;
                 let pause = if large {
                     900_000
                 } else {
@@ -607,7 +609,7 @@ impl World {
         let listed: Vec<(BuildId, i32)> = listed
             .map(|(at, row)| (BuildId(at as i32 + 1), row.global))
             .collect();
-        let chunk = if self.config.steps > 10_000 { 1_000 } else { 5 };
+        let chunk = if self.config.steps > LARGE { 1_000 } else { 5 };
         self.listing = listed.chunks(chunk).map(<[_]>::to_vec).collect();
         if self.listing.is_empty() {
             self.listing.push_back(Vec::new());
@@ -805,13 +807,10 @@ impl World {
     }
 
     fn flush_facts(&mut self) {
-        for answers in std::mem::take(&mut self.facts).chunks(256) {
-            self.at(
-                self.now,
-                What::Deliver(Event::Facts {
-                    answers: answers.to_vec(),
-                }),
-            );
+        let mut facts = std::mem::take(&mut self.facts).into_iter().peekable();
+        while facts.peek().is_some() {
+            let answers = facts.by_ref().take(64).collect();
+            self.at(self.now, What::Deliver(Event::Facts { answers }));
         }
     }
 
@@ -926,7 +925,7 @@ impl World {
 
     /// Does `top` depend on `step`? Only looked at in small worlds.
     fn depends(&self, top: u32, step: u32) -> bool {
-        if self.config.steps > 10_000 {
+        if self.config.steps > LARGE {
             return true;
         }
         let mut found = vec![false; top as usize + 1];

@@ -54,7 +54,7 @@ impl Queue {
     pub fn new(seed: u64, steps: u32, machines: u32, slots: u32, faults: f64) -> Queue {
         let steps = steps.max(1);
         let layers = (f64::from(steps).log2() as u32 + 1).min(24);
-        let realms = if steps > 10_000 { REALMS } else { 1 };
+        let realms = if steps > super::LARGE { REALMS } else { 1 };
         let realm = steps.div_ceil(layers * realms);
         let layer = realm * realms;
         let layers = steps.div_ceil(layer);
