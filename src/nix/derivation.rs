@@ -206,6 +206,14 @@ impl Derivation {
         outputs.all(|kind| kind == Some(first)).then_some(first)
     }
 
+    /// Name and full path of the outputs whose paths are known, ordered by name.
+    pub fn known_outputs(&self) -> Vec<(String, String)> {
+        let outputs = self.outputs.iter();
+        outputs
+            .filter_map(|(name, output)| Some((name.clone(), output.path.clone()?)))
+            .collect()
+    }
+
     /// A variable of the build environment.
     pub fn env_var(&self, name: &str) -> Option<&[u8]> {
         self.env.get(name.as_bytes()).map(Vec::as_slice)

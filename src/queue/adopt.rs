@@ -89,11 +89,7 @@ fn success(
         .map_err(|error| error.to_string())?;
     let derivation =
         crate::nix::derivation::Derivation::parse(&bytes).map_err(|error| error.to_string())?;
-    let outputs: Vec<(String, String)> = derivation
-        .outputs
-        .iter()
-        .filter_map(|(name, output)| Some((name.clone(), output.path.clone()?)))
-        .collect();
+    let outputs: Vec<(String, String)> = derivation.known_outputs();
     let output = Arc::new(inspect::from_store(context, &outputs)?);
     for (_, path) in &outputs {
         context

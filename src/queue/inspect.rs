@@ -227,11 +227,7 @@ fn describe(context: &Context, drv: &str) -> Result<BuildOutput, String> {
         .read_drv(drv)
         .map_err(|error| format!("cannot read {drv}: {}", plain_error(&error)))?;
     let derivation = Derivation::parse(&bytes).map_err(|error| format!("{drv}: {error}"))?;
-    let outputs: Vec<(String, String)> = derivation
-        .outputs
-        .iter()
-        .filter_map(|(name, output)| Some((name.clone(), output.path.clone()?)))
-        .collect();
+    let outputs: Vec<(String, String)> = derivation.known_outputs();
     let paths: Vec<&str> = outputs.iter().map(|(_, path)| path.as_str()).collect();
     let valid = context.store.valid_paths(&paths)?;
     if let Some(missing) = paths.iter().find(|path| !valid.contains(**path)) {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use crate::model::RunId;
+use crate::nix::store_path::base_name;
 
 /// Endings a log may have got after it was written.
 const COMPRESSED: [&str; 2] = [".bz2", ".zst"];
@@ -44,7 +45,7 @@ impl LogStore {
 
     /// Where the log of the current attempt is, or would be.
     pub fn path(&self, drv: &str) -> PathBuf {
-        let base = drv.rsplit('/').next().unwrap_or(drv);
+        let base = base_name(drv);
         let cut = base.char_indices().nth(2).map_or(base.len(), |(at, _)| at);
         self.dir.join(&base[..cut]).join(&base[cut..])
     }

@@ -5,6 +5,8 @@ use std::fs::{self, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::nix::store_path::base_name;
+
 /// The folder of GC roots.
 #[derive(Clone, Debug)]
 pub struct GcRoots {
@@ -30,7 +32,7 @@ impl GcRoots {
     /// # Errors
     /// When the file cannot be made.
     pub fn add(&self, store_path: &str) -> io::Result<()> {
-        let name = store_path.rsplit('/').next().unwrap_or(store_path);
+        let name = base_name(store_path);
         match OpenOptions::new()
             .write(true)
             .create_new(true)
