@@ -5,4 +5,6 @@
 pub mod local;
 pub mod logs;
 pub mod nix_conf;
+pub mod objects;
 pub mod roots;
+pub mod uri;
