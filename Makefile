@@ -13,7 +13,9 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help build release deps lint unit check check-units test demo bench simulate install uninstall clean
+SOAK_SECS ?= 600
+SOAK_MACHINES ?= 500
+.PHONY: help build release deps lint unit check check-units test demo bench soak simulate install uninstall clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +51,9 @@ demo: ## Build a small project on two machines with a throw-away database: see i
 
 bench: release ## Measure loading, throughput, latency (ARGS=... for the benchmark's own arguments)
 	@tests/scripts/bench.sh $(ARGS)
+
+soak: ## Ten minutes of a farm of 500 stub machines with restless users: does it stall or leak? (SOAK_SECS=, SOAK_MACHINES=)
+	@HYDRAD_SOAK_SECS=$(SOAK_SECS) HYDRAD_SOAK_MACHINES=$(SOAK_MACHINES) $(CARGO) test --release --test soak -- --nocapture
 
 simulate: release ## Run the plan against a made-up build farm (ARGS=... for its size, seed and faults)
 	@target/release/hydrad simulate $(ARGS)

@@ -129,6 +129,11 @@ impl Machine {
         }
     }
 
+    /// How long a thread of this machine stays without work: as long as its connection would.
+    pub fn thread_idle_max(&self) -> Duration {
+        self.ways.keeping.idle_max.max(Duration::from_secs(1))
+    }
+
     pub fn deadlines(&self) -> &Deadlines {
         &self.ways.deadlines
     }

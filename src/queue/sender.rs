@@ -5,7 +5,6 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 
 use crossbeam_channel::{unbounded, Receiver, RecvTimeoutError, Sender};
 
@@ -14,9 +13,6 @@ use super::machine::Machine;
 use crate::store::local::{LocalStore, PathMeta};
 use crate::sys::thread;
 use crate::wire::Error as WireError;
-
-/// An unused sending thread leaves after this time.
-const IDLE_MAX: Duration = Duration::from_secs(60);
 
 /// A closure to be sent over a build connection.
 pub struct SendJob {
@@ -80,7 +76,7 @@ impl SendThread {
 /// The body of the thread.
 fn serve(machine: &Machine, store: &LocalStore, jobs: &Receiver<SendJob>) {
     loop {
-        match jobs.recv_timeout(IDLE_MAX) {
+        match jobs.recv_timeout(machine.thread_idle_max()) {
             Ok(SendJob {
                 mut connection,
                 paths,

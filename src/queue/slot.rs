@@ -31,8 +31,6 @@ use crate::sys::thread;
 use crate::wire::Error as WireError;
 use crate::wire::{BuildOptions, BuildResult, ResultStatus as NixStatus, ServePathInfo};
 
-/// An unused slot thread leaves after this time.
-const IDLE_MAX: Duration = Duration::from_secs(60);
 /// A remote log is complete when nothing has come for this long after the reply.
 const REMOTE_LOG_SILENCE: Duration = Duration::from_millis(50);
 /// How long a step waits for a free query connection before it sends everything that is missing.
@@ -120,7 +118,7 @@ fn serve(context: &Arc<Context>, machine: &Arc<Machine>, queue: &Receiver<Start>
             }
         }
         machine.slots.lock().idle += 1;
-        next = match queue.recv_timeout(IDLE_MAX) {
+        next = match queue.recv_timeout(machine.thread_idle_max()) {
             Ok(start) => Some(start),
             Err(_) => {
                 let mut state = machine.slots.lock();
