@@ -13,10 +13,12 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::model::UnixSecs;
 use crate::sys::child::plain_error;
 
 /// Where the temporary files of a folder lie, inside it, so that they can be renamed into place.
@@ -60,6 +62,15 @@ pub struct Headers<'a> {
     pub content_encoding: &'a str,
 }
 
+/// What is known of an object without reading it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stat {
+    /// Bytes.
+    pub size: u64,
+    /// When it was written, by the clock of the place.
+    pub modified: Option<UnixSecs>,
+}
+
 /// A folder or bucket.
 pub trait Objects: Send + Sync {
     /// Opens an object for reading from its beginning; `None` if there is none.
@@ -68,11 +79,11 @@ pub trait Objects: Send + Sync {
     /// When that cannot be found out; later trouble comes from the reader.
     fn open(&self, key: &str) -> Result<Option<Box<dyn Read + Send>>, ObjectError>;
 
-    /// Size of an object, bytes; `None` if there is none.
+    /// Size and age of an object; `None` if there is none.
     ///
     /// # Errors
     /// When that cannot be found out.
-    fn size(&self, key: &str) -> Result<Option<u64>, ObjectError>;
+    fn stat(&self, key: &str) -> Result<Option<Stat>, ObjectError>;
 
     /// Stores an object. Says whether anything was written.
     ///
@@ -103,6 +114,9 @@ pub trait Objects: Send + Sync {
 
     /// Counters since the start.
     fn requests(&self) -> &Requests;
+
+    /// How many questions at once are faster than one after the other.
+    fn parallel_max(&self) -> usize;
 
     /// The whole of a small object; `None` if there is none.
     ///
@@ -277,11 +291,14 @@ impl Objects for Folder {
         }
     }
 
-    fn size(&self, key: &str) -> Result<Option<u64>, ObjectError> {
+    fn stat(&self, key: &str) -> Result<Option<Stat>, ObjectError> {
         self.requests.head();
         let path = self.path(key, "look for")?;
         match fs::metadata(&path) {
-            Ok(metadata) => Ok(Some(metadata.len())),
+            Ok(metadata) => Ok(Some(Stat {
+                size: metadata.len(),
+                modified: Some(metadata.mtime()),
+            })),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(failed("look for", &path, &error)),
         }
@@ -358,6 +375,10 @@ impl Objects for Folder {
     fn requests(&self) -> &Requests {
         &self.requests
     }
+
+    fn parallel_max(&self) -> usize {
+        2
+    }
 }
 
 fn failed(doing: &'static str, path: &Path, error: &io::Error) -> ObjectError {
@@ -388,7 +409,7 @@ mod tests {
     fn objects_come_back_and_nothing_is_left_beside_them() {
         let dir = tempfile::tempdir().expect("a folder");
         let folder = Folder::create(&dir.path().join("new/cache")).expect("made");
-        assert_eq!(folder.size("nar/a.nar"), Ok(None));
+        assert_eq!(folder.stat("nar/a.nar"), Ok(None));
         assert_eq!(text(&folder, "nar/a.nar"), None);
         let (mut file, path) = folder.staging().expect("a file");
         file.write_all(b"one").expect("written");
@@ -408,13 +429,14 @@ mod tests {
             Ok(true)
         );
         assert_eq!(text(&folder, "nar/a.nar").as_deref(), Some("two"));
-        assert_eq!(folder.size("nar/a.nar"), Ok(Some(3)));
+        let stat = folder.stat("nar/a.nar").expect("found").expect("there");
+        assert!(stat.size == 3 && stat.modified.is_some(), "{stat:?}");
         assert!(folder.get("nar/a.nar", 2).is_err(), "too large");
         folder.delete("nar/a.nar").expect("removed");
         folder
             .delete("nar/a.nar")
             .expect("also when it is not there");
-        assert_eq!(folder.size("nar/a.nar"), Ok(None));
+        assert_eq!(folder.stat("nar/a.nar"), Ok(None));
         let left = fs::read_dir(dir.path().join("new/cache").join(STAGING)).expect("readable");
         assert_eq!(left.count(), 0, "no temporary files");
     }
@@ -435,7 +457,7 @@ mod tests {
         let left = fs::read_dir(dir.path().join(STAGING)).expect("readable");
         assert_eq!(left.count(), 0, "no temporary files");
         for key in ["", "/etc/passwd", "a/../b", "a//b", "./a", "a\n"] {
-            assert!(folder.size(key).is_err(), "{key:?}");
+            assert!(folder.stat(key).is_err(), "{key:?}");
         }
     }
 }
