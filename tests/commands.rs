@@ -273,8 +273,19 @@ fn init_makes_the_tables_once_and_leaves_them_alone_after() {
     assert_eq!(
         json,
         serde_json::json!({"database": empty.name(), "hydra_tables_created": false, "hydrad_tables_created": false,
-            "upgraded_from": null, "version": 87})
+            "hydrad_tables_upgraded_from": null, "upgraded_from": null, "version": 87})
     );
+    assert_eq!(dump(), tables);
+
+    // Our own tables as the first hydrad made them.
+    let old = "drop schema hydrad cascade; create schema hydrad; create table hydrad.meta (one boolean primary key
+               default true check (one), version integer not null, created_at timestamptz not null default now());
+               insert into hydrad.meta (version) values (1)";
+    empty.client().batch_execute(old).unwrap();
+    let refused = said(&mut site.hydrad(&["run"]).db(&empty).command()).ends_with(2);
+    assert!(refused.err.contains("run `hydrad init`"), "{}", refused.err);
+    let third = init(&["init"]).ends_with(0).out;
+    assert!(third.contains("own tables from version 1 to"), "{third}");
     assert_eq!(dump(), tables);
     assert_eq!(
         empty

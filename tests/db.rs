@@ -238,7 +238,7 @@ fn a_new_schema_has_what_hydra_has_and_init_can_be_repeated() {
     assert_eq!(count(&mut client, triggers), 9);
     let found = schema::check_schema(&mut client).unwrap();
     assert_eq!(found.state, SchemaState::Served { version: 87 });
-    assert_eq!(found.hydrad, HydradState::At(1));
+    assert_eq!(found.hydrad, HydradState::At(schema::HYDRAD_VERSION));
     assert!(found.features.nullable_output_paths);
     assert!(found.features.drv_path_required);
     assert!(found.features.resolved_drv_path);

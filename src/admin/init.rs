@@ -12,8 +12,8 @@ const APPLICATION: &str = "hydrad-init";
 /// Make the tables of a new database, or upgrade Hydra's tables.
 ///
 /// Without options: in an empty database Hydra's tables are made; in any database hydrad's own
-/// tables are made, in a PostgreSQL schema called `hydrad`. What exists is left alone, so it does
-/// no harm to run this again, also at each start.
+/// tables are made, in a PostgreSQL schema called `hydrad`, or brought up to date. What else exists
+/// is left alone, so it does no harm to run this again, also at each start.
 ///
 /// Which database: $HYDRA_DATABASE_URL, else $HYDRA_DBI, else `database` in hydra.conf, else
 /// `hydra` on this host. `hydrad check` shows it.
@@ -110,6 +110,7 @@ pub fn run_asking(
             "database": target.dbname(),
             "hydra_tables_created": done.created.is_some(),
             "hydrad_tables_created": done.created_hydrad,
+            "hydrad_tables_upgraded_from": done.upgraded_hydrad,
             "upgraded_from": upgraded_from,
             "version": version,
         });
@@ -128,9 +129,14 @@ pub fn run_asking(
             "Hydra's tables are there, at version {version}; left alone"
         )?,
     }
-    match done.created_hydrad {
-        true => writeln!(out, "made hydrad's own tables")?,
-        false => writeln!(out, "hydrad's own tables are there; left alone")?,
+    match (done.created_hydrad, done.upgraded_hydrad) {
+        (true, _) => writeln!(out, "made hydrad's own tables")?,
+        (false, Some(from)) => writeln!(
+            out,
+            "brought hydrad's own tables from version {from} to {}",
+            schema::HYDRAD_VERSION
+        )?,
+        (false, None) => writeln!(out, "hydrad's own tables are there; left alone")?,
     }
     Ok(())
 }

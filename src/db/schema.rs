@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use postgres::{Client, Transaction};
+use postgres::{Client, GenericClient, Transaction};
 
 use super::error::DbError;
 
@@ -19,11 +19,13 @@ pub const VERSION_MIN: i32 = 82;
 /// The newest version of Hydra's tables that is known.
 pub const VERSION_MAX: i32 = 87;
 /// Version of our own tables.
-pub const HYDRAD_VERSION: i32 = 1;
+pub const HYDRAD_VERSION: i32 = 2;
 
 const HYDRA_87: &str = include_str!("../../sql/schema/hydra-87.sql");
 const HYDRA_85_FROM_87: &str = include_str!("../../sql/schema/hydra-85-from-87.sql");
 const HYDRAD: &str = include_str!("../../sql/schema/hydrad.sql");
+/// From one version of our own tables to the next; each adds and sets the version.
+const HYDRAD_STEPS: &[(i32, &str)] = &[(2, include_str!("../../sql/schema/hydrad-2.sql"))];
 const FIND_COLUMNS: &str = include_str!("../../sql/schema/find_columns.sql");
 const SHOW_VERSION: &str = include_str!("../../sql/schema/show_version.sql");
 const SET_VERSION: &str = include_str!("../../sql/schema/set_version.sql");
@@ -135,6 +137,8 @@ const RIGHTS_USED: &[(&str, &[&str])] = &[
     ("buildmetrics", &["SELECT", "INSERT", "DELETE"]),
     ("failedpaths", &["SELECT", "INSERT"]),
     ("systemstatus", &["SELECT", "INSERT", "UPDATE"]),
+    ("hydrad.questions", &["SELECT", "UPDATE", "DELETE"]),
+    ("hydrad.machine_orders", &["SELECT"]),
 ];
 
 /// Tables whose presence means that a database is not empty, though SchemaVersion is missing.
@@ -356,7 +360,7 @@ fn telling_tables(client: &mut Client) -> Result<Vec<String>, DbError> {
     Ok(tables.into_iter().collect())
 }
 
-fn hydrad_state(client: &mut Client) -> Result<HydradState, DbError> {
+fn hydrad_state(client: &mut impl GenericClient) -> Result<HydradState, DbError> {
     let row = client.query_one(FIND_HYDRAD_META, &[])?;
     if !row.get::<_, bool>(0) {
         return Ok(HydradState::Missing);
@@ -398,6 +402,8 @@ pub struct Initialised {
     pub created: Option<i32>,
     /// Whether our own tables were created.
     pub created_hydrad: bool,
+    /// The older version that our own tables were brought up from.
+    pub upgraded_hydrad: Option<i32>,
     /// The version of Hydra's tables now.
     pub version: i32,
 }
@@ -437,11 +443,12 @@ pub fn init(client: &mut Client, new: NewVersion) -> Result<Initialised, DbError
             None
         }
     };
-    let created_hydrad = init_hydrad(client)?;
+    let found_hydrad = init_hydrad(client)?;
     let version = client.query_one(SHOW_VERSION, &[])?.get(0);
     Ok(Initialised {
         created,
-        created_hydrad,
+        created_hydrad: found_hydrad.is_none(),
+        upgraded_hydrad: found_hydrad.filter(|&found| found < HYDRAD_VERSION),
         version,
     })
 }
@@ -461,10 +468,15 @@ fn create(client: &mut Client, new: NewVersion) -> Result<Option<i32>, DbError> 
     Ok(Some(new.number()))
 }
 
-fn init_hydrad(client: &mut Client) -> Result<bool, DbError> {
-    match hydrad_state(client)? {
-        HydradState::At(HYDRAD_VERSION) => return Ok(false),
-        HydradState::At(version) => {
+/// Makes our own tables or brings them up to date; the version that was there, `None` if there was none.
+fn init_hydrad(client: &mut Client) -> Result<Option<i32>, DbError> {
+    if let HydradState::At(HYDRAD_VERSION) = hydrad_state(client)? {
+        return Ok(Some(HYDRAD_VERSION));
+    }
+    // Another `init` may have been faster: what is there counts once we are alone.
+    let mut transaction = locked(client)?;
+    let found = match hydrad_state(&mut transaction)? {
+        HydradState::At(version) if version > HYDRAD_VERSION => {
             return Err(DbError::Schema(format!(
                 "hydrad's own tables are at version {version}, and this hydrad knows \
                  {HYDRAD_VERSION}; use the hydrad that made them"
@@ -477,26 +489,39 @@ fn init_hydrad(client: &mut Client) -> Result<bool, DbError> {
                     .to_owned(),
             ));
         }
-        HydradState::Missing => {}
+        HydradState::At(version) => Some(version),
+        HydradState::Missing => None,
+    };
+    if found.is_none() {
+        transaction.batch_execute(HYDRAD).map_err(|e| {
+            let denied = e.code() == Some(&postgres::error::SqlState::INSUFFICIENT_PRIVILEGE);
+            match denied {
+                true => DbError::Schema(
+                    "this database user may not create the PostgreSQL schema `hydrad`; run \
+                     `grant create on database DATABASE to USER` as the owner of the database"
+                        .to_owned(),
+                ),
+                false => DbError::Statement(e),
+            }
+        })?;
     }
-    let mut transaction = locked(client)?;
-    if exists(&mut transaction, "hydrad.meta")? {
-        transaction.rollback()?;
-        return Ok(false);
+    for (to, sql) in HYDRAD_STEPS
+        .iter()
+        .filter(|step| found.is_none_or(|v| v < step.0))
+    {
+        transaction.batch_execute(sql).map_err(|e| {
+            let denied = e.code() == Some(&postgres::error::SqlState::INSUFFICIENT_PRIVILEGE);
+            match denied {
+                true => DbError::Schema(format!(
+                    "this database user may not bring hydrad's own tables to version {to}; run \
+                     `hydrad init` as the user that made them (the owner of the schema `hydrad`)"
+                )),
+                false => DbError::Statement(e),
+            }
+        })?;
     }
-    transaction.batch_execute(HYDRAD).map_err(|e| {
-        let denied = e.code() == Some(&postgres::error::SqlState::INSUFFICIENT_PRIVILEGE);
-        match denied {
-            true => DbError::Schema(
-                "this database user may not create the PostgreSQL schema `hydrad`; run \
-                 `grant create on database DATABASE to USER` as the owner of the database"
-                    .to_owned(),
-            ),
-            false => DbError::Statement(e),
-        }
-    })?;
     transaction.commit()?;
-    Ok(true)
+    Ok(found)
 }
 
 fn exists(transaction: &mut Transaction<'_>, table: &str) -> Result<bool, DbError> {
