@@ -586,6 +586,23 @@ fn this_host_alone_only_without_any_file() {
 }
 
 #[test]
+fn a_derivation_prefers_this_host_only_if_it_could_be_built_here() {
+    let mut host = local();
+    host.systems = vec!["x86_64-linux".to_owned()];
+    host.extra_platforms = vec!["armv7l-linux".to_owned()];
+    let kvm = ["kvm".to_owned()];
+    let other = ["kvm".to_owned(), "big-parallel".to_owned()];
+    assert!(host.could_build("x86_64-linux", &[]));
+    assert!(host.could_build("armv7l-linux", &kvm));
+    assert!(!host.could_build("aarch64-linux", &[]));
+    assert!(!host.could_build("x86_64-linux", &other));
+    host.slots = 0;
+    assert!(!host.could_build("x86_64-linux", &[]));
+    assert!(host.could_build("builtin", &kvm));
+    assert!(!host.could_build("builtin", &other));
+}
+
+#[test]
 fn changes_are_seen_in_named_and_included_files() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);

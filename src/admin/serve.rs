@@ -10,7 +10,6 @@ use super::check::{self, CheckInput, CheckRow, Mark};
 use super::connect::{absolute, environment, is_seen_by_collector};
 use super::{init as init_command, table};
 use crate::cli::{CheckCommand, InitCommand, RunArgs};
-use crate::config::machines::LocalHost;
 use crate::config::settings::Settings;
 use crate::db::connect::{self, DbTarget};
 use crate::db::embedded::Embedded;
@@ -122,12 +121,11 @@ pub fn check(command: &CheckCommand) -> Result<ExitCode> {
     };
     let settings = command.state.settings();
     let store_rows_of = || settings.as_ref().map_or_else(|_| Vec::new(), store_rows);
-    let (max_jobs, features) = nix_conf::jobs_and_features();
     let input = CheckInput {
         env: &environment,
         overrides: &overrides,
         target,
-        local: LocalHost::of_this_host(max_jobs, features),
+        local: nix_conf::local_host(),
         machines_path: std::path::Path::new("/etc/nix/machines"),
         store_rows: &store_rows_of,
     };

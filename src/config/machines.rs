@@ -529,6 +529,8 @@ pub struct LocalHost {
     pub slots: u32,
     /// `system-features` of nix.conf.
     pub features: Vec<String>,
+    /// `extra-platforms` of nix.conf: also built here if a derivation prefers to be.
+    pub extra_platforms: Vec<String>,
 }
 
 impl LocalHost {
@@ -547,7 +549,18 @@ impl LocalHost {
             systems,
             slots: max_jobs.unwrap_or_else(|| u32::try_from(cpus).unwrap_or(1)),
             features,
+            extra_platforms: Vec::new(),
         }
+    }
+
+    /// Could this host itself build such a derivation? Only then does `preferLocalBuild` count (as in Hydra).
+    pub fn could_build(&self, platform: &str, features: &[String]) -> bool {
+        let builtin = platform == "builtin";
+        let mut platforms = self.systems.iter().chain(&self.extra_platforms);
+        (builtin || (self.slots > 0 && platforms.any(|known| known == platform)))
+            && features
+                .iter()
+                .all(|feature| self.features.contains(feature))
     }
 
     /// The machine called `localhost`.

@@ -158,6 +158,10 @@ fn scan(context: &Context, drv: &str) -> Scanned {
     let all_on_disk = outputs
         .iter()
         .all(|path| std::fs::symlink_metadata(path).is_ok());
+    let prefer_local = facts.prefer_local_build
+        && context
+            .local_host
+            .could_build(&facts.platform, &facts.required_features);
     let spec = StepSpec {
         platform: facts.platform.into(),
         required_features: facts
@@ -165,7 +169,7 @@ fn scan(context: &Context, drv: &str) -> Scanned {
             .into_iter()
             .map(String::into_boxed_str)
             .collect(),
-        prefer_local: facts.prefer_local_build,
+        prefer_local,
         inputs: facts
             .input_drvs
             .into_iter()

@@ -36,6 +36,7 @@ use crate::plan::event::{Event, PlanSettings};
 use crate::plan::Plan;
 use crate::store::local::LocalStore;
 use crate::store::logs::LogStore;
+use crate::store::nix_conf;
 use crate::store::roots::GcRoots;
 use crate::sys::clock::PlanClock;
 use crate::sys::lockfile::LockFile;
@@ -104,6 +105,8 @@ pub struct Context {
     /// How often the queue is read without being told to; `None`: never.
     pub queue_poll: Option<Duration>,
     pub share_window_secs: u32,
+    /// This host as its own machine: what `preferLocalBuild` is judged by.
+    pub local_host: LocalHost,
     plan: Sender<Inbox>,
     target: DbTarget,
     stopping: AtomicBool,
@@ -333,6 +336,7 @@ fn start(config: &Config) -> Result<Service, Error> {
         written: position.clone(),
         queue_poll: settings.queue_poll_interval,
         share_window_secs: PlanSettings::default().share_window_secs,
+        local_host: nix_conf::local_host(),
         plan: plan_sender,
         target: config.target.clone(),
         stopping: AtomicBool::new(false),
@@ -560,7 +564,7 @@ fn start_threads(
             monitor::listen(&for_listener, sessions, &to_monitor)
         })?,
     ));
-    let files = machines_files();
+    let files = machines_files(context.local_host.clone());
     let for_machines = context.clone();
     threads.push((
         "machines",
@@ -585,13 +589,12 @@ fn start_threads(
 }
 
 /// The machines files as the environment names them.
-pub fn machines_files() -> MachinesFiles {
+fn machines_files(local: LocalHost) -> MachinesFiles {
     let remote_systems = std::env::var("NIX_REMOTE_SYSTEMS").ok();
-    let (max_jobs, features) = crate::store::nix_conf::jobs_and_features();
     MachinesFiles::from_env(
         remote_systems.as_deref(),
         std::path::Path::new("/etc/nix/machines"),
-        LocalHost::of_this_host(max_jobs, features),
+        local,
     )
 }
 

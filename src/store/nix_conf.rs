@@ -2,8 +2,30 @@
 
 use std::process::Command;
 
-/// `max-jobs` and `system-features`, asked of the installed Nix; nothing if it does not answer.
-pub fn jobs_and_features() -> (Option<u32>, Vec<String>) {
+use crate::config::machines::LocalHost;
+
+/// This host as a machine, as the installed Nix is configured: `max-jobs`, `system-features`, `extra-platforms`. If
+/// Nix does not answer: by its CPU, one slot for each, and no features.
+pub fn local_host() -> LocalHost {
+    let said = show_config();
+    let value = |key: &str| {
+        said.lines().find_map(|line| {
+            let (found, value) = line.split_once(" = ")?;
+            (found == key).then(|| value.trim().to_owned())
+        })
+    };
+    let words = |key: &str| -> Vec<String> {
+        let words = value(key).unwrap_or_default();
+        words.split_whitespace().map(str::to_owned).collect()
+    };
+    let max_jobs = value("max-jobs").and_then(|jobs| jobs.parse().ok());
+    let mut host = LocalHost::of_this_host(max_jobs, words("system-features"));
+    host.extra_platforms = words("extra-platforms");
+    host
+}
+
+/// What `nix show-config` prints; nothing if it does not work.
+fn show_config() -> String {
     let output = Command::new("nix")
         .args([
             "--extra-experimental-features",
@@ -12,32 +34,18 @@ pub fn jobs_and_features() -> (Option<u32>, Vec<String>) {
         ])
         .stdin(std::process::Stdio::null())
         .output();
-    let text = match output {
+    match output {
         Ok(output) if output.status.success() => {
             String::from_utf8_lossy(&output.stdout).into_owned()
         }
         Ok(output) => {
-            log::debug!(
-                "nix show-config: {}",
-                String::from_utf8_lossy(&output.stderr).trim()
-            );
-            return (None, Vec::new());
+            let words = String::from_utf8_lossy(&output.stderr);
+            log::debug!("nix show-config: {}", words.trim());
+            String::new()
         }
         Err(error) => {
             log::debug!("cannot start nix: {error}");
-            return (None, Vec::new());
+            String::new()
         }
-    };
-    let value = |key: &str| {
-        text.lines().find_map(|line| {
-            let (found, value) = line.split_once(" = ")?;
-            (found == key).then(|| value.trim().to_owned())
-        })
-    };
-    let features = value("system-features").unwrap_or_default();
-    let jobs = value("max-jobs").and_then(|jobs| jobs.parse().ok());
-    (
-        jobs,
-        features.split_whitespace().map(str::to_owned).collect(),
-    )
+    }
 }
