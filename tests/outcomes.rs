@@ -9,10 +9,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
-use common::{
-    output_of, Event, Farm, Hydrad, NixDaemon, NixStore, RunAs, SecondStore, SshConfig, Sshd,
-    TestDir,
-};
+use common::{output_of, Event, FarMachine, Farm, Hydrad, NixDaemon, NixStore, RunAs, TestDir};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Way {
@@ -395,9 +392,10 @@ struct Scene {
     farm: Farm,
     scratch: TestDir,
     machine: &'static str,
-    machine_store: Option<SecondStore>,
-    /// What has to live as long as the farm, and what has to be in hydrad's environment.
-    _parts: (Option<NixDaemon>, Option<Sshd>, Option<SshConfig>),
+    far: Option<FarMachine>,
+    /// Has to live as long as the farm.
+    _daemon: Option<NixDaemon>,
+    /// What has to be in hydrad's environment.
     env: Vec<(String, String)>,
     began: i64,
 }
@@ -417,7 +415,7 @@ impl Scene {
                 let daemon = NixDaemon::start(&store, &[&RunAs::Unprivileged.name()]);
                 let farm = Farm::with_env(RunAs::Unprivileged, daemon.env());
                 let mut scene = Scene::of(store, farm, scratch);
-                scene._parts.0 = Some(daemon);
+                scene._daemon = Some(daemon);
                 scene
             }
             Way::Ssh => Scene::behind_ssh(scratch),
@@ -439,8 +437,8 @@ impl Scene {
             farm,
             scratch,
             machine: "localhost",
-            machine_store: None,
-            _parts: (None, None, None),
+            far: None,
+            _daemon: None,
             env: Vec::new(),
             began: now(),
         }
@@ -448,30 +446,12 @@ impl Scene {
 
     fn behind_ssh(scratch: TestDir) -> Scene {
         let store = NixStore::owned_by(RunAs::Unprivileged);
-        let far = SecondStore::new(store.store_dir(), RunAs::Me);
-        let words: Vec<String> = far
-            .prefix()
-            .iter()
-            .map(|word| format!("'{word}'"))
-            .collect();
-        let bin = scratch.sub("bin", RunAs::Me);
-        let text = format!(
-            "#!/bin/sh\nexec {} {} \"$@\"\n",
-            words.join(" "),
-            nix_store()
-        );
-        fs::write(bin.join("nix-store"), text).unwrap();
-        fs::set_permissions(bin.join("nix-store"), fs::Permissions::from_mode(0o755)).unwrap();
-        let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
-        let sshd = Sshd::start(&[("PATH".into(), path)]);
-        let mut config = SshConfig::new(store.owner());
-        config.add("builder", &sshd);
+        let far = FarMachine::new(&store, "builder");
         let farm = Farm::new(&store);
         let mut scene = Scene::of(store, farm, scratch);
         scene.machine = "builder";
-        scene.machine_store = Some(far);
-        scene.env = vec![("NIX_SSHOPTS".into(), config.nix_sshopts())];
-        scene._parts = (None, Some(sshd), Some(config));
+        scene.env = far.env();
+        scene.far = Some(far);
         scene
     }
 
@@ -483,7 +463,7 @@ impl Scene {
             self.scratch.path().display(),
             case.nix
         ));
-        match (case.how, &self.machine_store) {
+        match (case.how, &self.far) {
             (How::Plain | How::Cancelled, _) => {}
             (How::FailedBefore, _) => {
                 let sql = "insert into FailedPaths (path) select unnest($1::text[])";
@@ -498,10 +478,10 @@ impl Scene {
                 let mut export = self.store.command("nix-store");
                 export.args(["--export", &drvs[0]]).stdout(Stdio::piped());
                 let mut export = export.spawn().unwrap();
-                let mut import = far.command("nix-store");
+                let mut import = far.store.command("nix-store");
                 output_of(import.arg("--import").stdin(export.stdout.take().unwrap()));
                 assert!(export.wait().unwrap().success());
-                far.store(&["-r", &drvs[0]]);
+                far.store.store(&["-r", &drvs[0]]);
             }
             (How::Collected, _) => drop(self.store.store(&["--delete", &drvs[0]])),
             (How::Damaged, _) => {
@@ -851,16 +831,6 @@ fn now() -> i64 {
     now.unwrap().as_secs() as i64
 }
 
-fn nix_store() -> String {
-    let path = std::env::var_os("PATH").unwrap();
-    let mut files = std::env::split_paths(&path).map(|dir| dir.join("nix-store"));
-    files
-        .find(|file| file.is_file())
-        .unwrap()
-        .display()
-        .to_string()
-}
-
 /// Without indentation and empty lines.
 fn plain(text: &str, machine: &str) -> String {
     let text = text.replace("MACHINE", machine);
@@ -877,7 +847,7 @@ fn check_all(way: Way) {
     let scene = Scene::new(way);
     let cases = CASES
         .iter()
-        .filter(|case| case.how != How::ValidThere || scene.machine_store.is_some());
+        .filter(|case| case.how != How::ValidThere || scene.far.is_some());
     let mut prepared: Vec<(&Case, Vec<String>)> =
         cases.map(|case| (case, scene.prepare(case))).collect();
     // The odd ones come into the queue by hand, into the jobset that `hydrad enqueue` makes.

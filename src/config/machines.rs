@@ -76,6 +76,23 @@ impl MachineLine {
     }
 }
 
+impl MachineLine {
+    /// Whether rows of `BuildSteps` with this machine are about this one. The first column verbatim is what hydrad and
+    /// Hydra of 2022 write; later releases wrote the address as Nix renders it, `ssh://user@host`.
+    pub fn is_recorded_as(&self, name: &str) -> bool {
+        self.name == name || address(&self.name) == address(name)
+    }
+}
+
+/// A machine's address without scheme and parameters.
+fn address(name: &str) -> &str {
+    let name = name
+        .strip_prefix("ssh-ng://")
+        .or_else(|| name.strip_prefix("ssh://"))
+        .unwrap_or(name);
+    name.split('?').next().unwrap_or(name)
+}
+
 /// A line that is not understood, or understood with a doubt.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LineError {

@@ -11,8 +11,20 @@ pub struct BusyStep {
     pub stepnr: i32,
     pub drv: String,
     pub start: UnixSecs,
+    /// Where it was under way; empty if that was not known yet.
+    pub machine: String,
     /// Paths of its outputs; `None` in it where one was not known.
     pub outputs: Vec<Option<String>>,
+}
+
+impl BusyStep {
+    /// Whether it was under way on a machine with a store of its own, as far as the name says.
+    pub fn is_elsewhere(&self) -> bool {
+        !matches!(
+            self.machine.as_str(),
+            "" | "localhost" | "ssh://localhost" | "local" | "auto" | "daemon"
+        )
+    }
 }
 
 /// All busy rows, by build and number.
@@ -28,6 +40,7 @@ pub fn busy_steps(conn: &mut Conn) -> Result<Vec<BusyStep>, DbError> {
             stepnr: row.get(1),
             drv: row.get::<_, Option<String>>(2).unwrap_or_default(),
             start: UnixSecs::from(row.get::<_, i32>(3)),
+            machine: row.get::<_, Option<String>>(4).unwrap_or_default(),
             outputs: row
                 .get::<_, Option<Vec<Option<String>>>>(5)
                 .unwrap_or_default(),

@@ -72,6 +72,12 @@ pub enum Body {
     Record(Record),
     /// A step that an ended process left and that turned out to have succeeded.
     Adopt(Adoption),
+    /// A busy row found at start whose machine did not finish it: ends as aborted, without a notification, as Hydra
+    /// ends it.
+    Abandon {
+        build: BuildId,
+        stepnr: i32,
+    },
     /// A ticket whose record turned out not to be needed.
     Void,
 }
@@ -730,6 +736,7 @@ fn describe(body: &Body) -> String {
             "step {} of build {}, found finished",
             adoption.stepnr, adoption.build
         ),
+        Body::Abandon { build, stepnr } => format!("step {stepnr} of build {build}, left busy"),
         Body::Void => "nothing".into(),
     }
 }
@@ -1289,15 +1296,23 @@ impl GroupWork<'_, '_> {
     fn adopt_steps(&mut self, group: &[Entry]) -> Result<HashSet<(i32, i32)>, Failure> {
         let mut adopted = HashSet::new();
         for entry in group {
-            let Body::Adopt(adoption) = &entry.body else {
-                continue;
-            };
-            let changed = self.tx.execute(
-                include_str!("../../sql/queue/adopt_step.sql"),
-                &[&adoption.build.0, &adoption.stepnr, &seconds(adoption.stop)],
-            )?;
-            if changed > 0 {
-                adopted.insert((adoption.build.0, adoption.stepnr));
+            match &entry.body {
+                Body::Adopt(adoption) => {
+                    let changed = self.tx.execute(
+                        include_str!("../../sql/queue/adopt_step.sql"),
+                        &[&adoption.build.0, &adoption.stepnr, &seconds(adoption.stop)],
+                    )?;
+                    if changed > 0 {
+                        adopted.insert((adoption.build.0, adoption.stepnr));
+                    }
+                }
+                Body::Abandon { build, stepnr } => {
+                    self.tx.execute(
+                        include_str!("../../sql/queue/abort_busy_step.sql"),
+                        &[&build.0, stepnr],
+                    )?;
+                }
+                _ => {}
             }
         }
         Ok(adopted)
@@ -1595,7 +1610,7 @@ impl GroupWork<'_, '_> {
                     self.notify.push(("build_finished", id.to_string()));
                 }
             }
-            Body::Record(Record::Phase { .. }) | Body::Void => {}
+            Body::Record(Record::Phase { .. }) | Body::Abandon { .. } | Body::Void => {}
         }
     }
 

@@ -1,5 +1,6 @@
 //! What an ended process left busy is settled before anything starts: a step whose outputs are all valid is
-//! adopted as a success, and its builds finish as built; any other is aborted and will be built again.
+//! adopted as a success, and its builds finish as built. One that was under way on another machine is asked about
+//! there (`salvage`); any other is aborted and will be built again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,48 +12,70 @@ use crate::model::UnixSecs;
 use crate::plan::action::Succeed;
 use crate::sys::clock::unix_now;
 
-/// Settles all busy rows. Returns what the writer still has to write.
+/// How long a connection to the database may take to come.
+const CONNECTION_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Settles all busy rows, except those that other machines are asked about. Returns what the writer still has to write.
 ///
 /// # Errors
 /// A message; nothing is started then.
 pub fn settle(context: &Context) -> Result<Vec<Body>, String> {
-    let mut conn = context
-        .pool
-        .get(Duration::from_secs(30))
-        .map_err(|error| error.to_string())?;
-    let steps = leftovers::busy_steps(&mut conn).map_err(|error| error.to_string())?;
+    let text = |error: crate::db::DbError| error.to_string();
+    let steps = leftovers::busy_steps(&mut *context.pool.get(CONNECTION_PATIENCE).map_err(text)?)
+        .map_err(text)?;
     let mut adoptions = Vec::new();
     for step in steps {
-        match adoptable(context, &step) {
-            Some(stop) => {
-                let builds = leftovers::builds_of(&mut conn, &step.drv)
-                    .map_err(|error| error.to_string())?;
-                match success(context, &step, &builds, stop) {
-                    Ok(adoption) => {
-                        log::info!(
-                            "adopting step {} of build {}: '{}' was built",
-                            step.stepnr,
-                            step.build,
-                            step.drv
-                        );
-                        adoptions.push(Body::Adopt(adoption));
-                        continue;
-                    }
-                    Err(message) => {
-                        log::warn!("cannot adopt '{}': {message}; it is built again", step.drv)
-                    }
-                }
-            }
-            None => log::info!(
-                "aborting step {} of build {}: '{}' was not finished",
+        if let Some(adoption) = adoption(context, &step)? {
+            adoptions.push(Body::Adopt(adoption));
+        } else if step.is_elsewhere() {
+            context.leftovers.add(step);
+        } else {
+            say_aborted(&step);
+            let mut conn = context.pool.get(CONNECTION_PATIENCE).map_err(text)?;
+            leftovers::abort(&mut conn, &step).map_err(text)?;
+        }
+    }
+    Ok(adoptions)
+}
+
+/// One line about a busy row that ends without a success.
+pub fn say_aborted(step: &BusyStep) {
+    log::info!(
+        "aborting step {} of build {}: '{}' was not finished",
+        step.stepnr,
+        step.build,
+        step.drv
+    );
+}
+
+/// The success of a busy row, if its outputs are all valid here.
+///
+/// # Errors
+/// Of the database.
+pub fn adoption(context: &Context, step: &BusyStep) -> Result<Option<Adoption>, String> {
+    let Some(stop) = adoptable(context, step) else {
+        return Ok(None);
+    };
+    let builds = context
+        .pool
+        .get(CONNECTION_PATIENCE)
+        .and_then(|mut conn| leftovers::builds_of(&mut conn, &step.drv))
+        .map_err(|error| error.to_string())?;
+    match success(context, step, &builds, stop) {
+        Ok(adoption) => {
+            log::info!(
+                "adopting step {} of build {}: '{}' was built",
                 step.stepnr,
                 step.build,
                 step.drv
-            ),
+            );
+            Ok(Some(adoption))
         }
-        leftovers::abort(&mut conn, &step).map_err(|error| error.to_string())?;
+        Err(message) => {
+            log::warn!("cannot adopt '{}': {message}; it is built again", step.drv);
+            Ok(None)
+        }
     }
-    Ok(adoptions)
 }
 
 /// When all outputs of a step are valid: the time the last of them was registered.

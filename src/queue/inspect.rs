@@ -36,6 +36,7 @@ pub fn serve(context: &Context, parsers: &rayon::ThreadPool, questions: &Receive
     for question in questions {
         match question {
             Question::Inspect(batch) => {
+                let batch = context.leftovers.park(batch);
                 let answers = inspect(context, parsers, &batch);
                 context.tell_plan(Event::Facts { answers });
             }
@@ -59,17 +60,36 @@ enum Scanned {
     },
 }
 
+/// The answers about many derivations.
 fn inspect(
     context: &Context,
     parsers: &rayon::ThreadPool,
     batch: &[(QuestionId, Arc<str>)],
 ) -> Vec<(QuestionId, StepFacts)> {
-    let scanned: Vec<Scanned> = parsers.install(|| {
+    let scanned = parsers.install(|| {
         batch
             .par_iter()
             .map(|(_, drv)| scan(context, drv))
             .collect()
     });
+    judge(context, batch, scanned)
+}
+
+/// The answers about a few derivations, without the help of other threads.
+pub fn inspect_few(
+    context: &Context,
+    batch: &[(QuestionId, Arc<str>)],
+) -> Vec<(QuestionId, StepFacts)> {
+    let scanned = batch.iter().map(|(_, drv)| scan(context, drv)).collect();
+    judge(context, batch, scanned)
+}
+
+/// Asks for validity and earlier failures of what was scanned.
+fn judge(
+    context: &Context,
+    batch: &[(QuestionId, Arc<str>)],
+    scanned: Vec<Scanned>,
+) -> Vec<(QuestionId, StepFacts)> {
     let candidates: Vec<&str> = scanned
         .iter()
         .filter_map(|scanned| match scanned {

@@ -19,6 +19,8 @@ use crate::sys::kill::KillSwitch;
 const HANDSHAKES_MAX: usize = 4;
 /// Query connections of a machine: those that may wait for its substituters.
 const QUERIES_MAX: usize = 2;
+/// How long [`Machine::quick_connection`] waits for an answer.
+const QUICK_CONNECT: Duration = Duration::from_secs(10);
 
 /// How long connections are kept.
 #[derive(Clone, Copy, Debug)]
@@ -202,7 +204,23 @@ impl Machine {
         }
     }
 
+    /// A new build connection to a machine that must answer soon: whoever waits can also do without it.
+    ///
+    /// # Errors
+    /// As [`Connection::open`].
+    pub fn quick_connection(&self, kill: &Arc<KillSwitch>) -> Result<Connection, Trouble> {
+        self.open_within(kill, QUICK_CONNECT)
+    }
+
     fn open(&self, kill: &Arc<KillSwitch>) -> Result<Connection, Trouble> {
+        self.open_within(kill, Duration::MAX)
+    }
+
+    fn open_within(
+        &self,
+        kill: &Arc<KillSwitch>,
+        connect_max: Duration,
+    ) -> Result<Connection, Trouble> {
         let _token = self.handshakes.take(kill, None).ok_or(Trouble::Killed)?;
         let line = self.line();
         let known_hosts = self.known_hosts(&line)?;
@@ -210,7 +228,10 @@ impl Machine {
             &line,
             &self.ways.programs,
             known_hosts.as_deref(),
-            &self.ways.deadlines,
+            &Deadlines {
+                connect: self.ways.deadlines.connect.min(connect_max),
+                ..self.ways.deadlines
+            },
             kill.clone(),
         )
     }
@@ -354,6 +375,18 @@ impl Registry {
             .by_id
             .get(id.0 as usize)
             .cloned()
+    }
+
+    /// The machine that a row's `machine` means.
+    pub fn recorded_as(&self, name: &str) -> Option<Arc<Machine>> {
+        let machines = self.all();
+        let named = machines.iter().find(|machine| machine.name == name);
+        let alike = || {
+            machines
+                .iter()
+                .find(|machine| machine.line().is_recorded_as(name))
+        };
+        named.or_else(alike).cloned()
     }
 
     pub fn name(&self, id: MachineId) -> String {

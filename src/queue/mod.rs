@@ -10,6 +10,7 @@ pub mod inspect;
 pub mod machine;
 pub mod monitor;
 pub mod runs;
+pub mod salvage;
 pub mod sender;
 pub mod slot;
 pub mod status;
@@ -46,6 +47,7 @@ use crate::sys::{systemd, thread};
 use driver::{Inbox, Ways};
 use machine::{Keeping, Registry};
 use runs::Runs;
+use salvage::Leftovers;
 
 /// The name under which our sessions show in PostgreSQL.
 pub const APPLICATION_NAME: &str = "hydrad-queue-runner";
@@ -99,6 +101,7 @@ pub struct Context {
     pub machines: Registry,
     pub writer: Sender<writer::Message>,
     pub runs: Runs,
+    pub leftovers: Leftovers,
     pub traffic: slot::Traffic,
     /// The newest ticket up to which everything is committed.
     pub written: Arc<AtomicU64>,
@@ -332,6 +335,7 @@ fn start(config: &Config) -> Result<Service, Error> {
         }),
         writer: writer_sender,
         runs: Runs::default(),
+        leftovers: Leftovers::default(),
         traffic: slot::Traffic::default(),
         written: position.clone(),
         queue_poll: settings.queue_poll_interval,

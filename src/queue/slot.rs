@@ -2,6 +2,7 @@
 //!
 //! Owns the order of the phases and what each failure means; knows nothing of other steps.
 
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -16,7 +17,7 @@ use super::machine::Machine;
 use super::sender::SendJob;
 use super::Context;
 use crate::db::writer::{Body, Entry, Message, StartAck, StartStep};
-use crate::model::{BuildOutput, BuildStatus, Phase, UnixSecs};
+use crate::model::{BuildId, BuildOutput, BuildStatus, Phase, RunId, Ticket, UnixSecs};
 use crate::nix::derivation::{Derivation, DerivationFacts};
 use crate::nix::products::{self, MemberScan, OutputScan};
 use crate::nix::ValidPathInfo;
@@ -150,6 +151,7 @@ fn attempt(context: &Arc<Context>, machine: &Arc<Machine>, kill: &Arc<KillSwitch
         announced: None,
         overhead: Duration::ZERO,
         has_log: false,
+        lost: Cell::new(false),
     };
     let end = catch_unwind(AssertUnwindSafe(|| attempt.run())).unwrap_or_else(|_| {
         let message = "BUG: the slot panicked; the log of hydrad says where";
@@ -165,6 +167,54 @@ fn attempt(context: &Arc<Context>, machine: &Arc<Machine>, kill: &Arc<KillSwitch
     }
     context.runs.forget(run);
     context.end_run(run, end);
+}
+
+/// Not one of the plan's runs: what an ended process started.
+const NO_RUN: RunId = RunId(0);
+
+/// Fetches the outputs of a step that the machine finished for a process that is gone. `false`: it has not got all of
+/// them, or the derivation cannot be used.
+///
+/// # Errors
+/// A message, if the machine or this host could not do it.
+pub fn collect(
+    context: &Arc<Context>,
+    machine: &Arc<Machine>,
+    kill: &Arc<KillSwitch>,
+    drv: &str,
+) -> Result<bool, String> {
+    let attempt = Attempt {
+        context,
+        machine,
+        kill,
+        start: Start {
+            run: NO_RUN,
+            ticket: Ticket(0),
+            drv: drv.into(),
+            machine: machine.id,
+            primary: BuildId(0),
+            announce: Vec::new(),
+            max_silent_secs: 0,
+            timeout_secs: 0,
+            wanted_by: 0,
+        },
+        began: unix_now(),
+        build_began: None,
+        announced: None,
+        overhead: Duration::ZERO,
+        has_log: false,
+        lost: Cell::new(false),
+    };
+    let fetched = attempt.read_derivation().and_then(|work| {
+        let connection = attempt.connect()?;
+        attempt.fetch_finished(connection, &work)
+    });
+    match fetched {
+        Ok(output) => Ok(output.is_some()),
+        Err(Stop::Outcome(_)) => Ok(false),
+        Err(Stop::Trouble(Trouble::Killed)) => Err("it was interrupted".into()),
+        Err(Stop::Trouble(Trouble::Machine(message) | Trouble::Ours(message))) => Err(message),
+    }
 }
 
 fn ended(outcome: Outcome, start: UnixSecs) -> RunEnd {
@@ -195,6 +245,8 @@ struct Attempt<'a> {
     announced: Option<Receiver<StartAck>>,
     overhead: Duration,
     has_log: bool,
+    /// The connection ended in the middle of something.
+    lost: Cell<bool>,
 }
 
 /// What the derivation says, as far as an attempt needs it.
@@ -261,7 +313,13 @@ impl Attempt<'_> {
             self.overhead += began.elapsed();
         }
         self.wait_for_row()?;
-        let (wait, result) = self.request(&mut connection, &work)?;
+        let (wait, result) = match self.request(&mut connection, &work) {
+            Ok(reply) => reply,
+            Err(stop) => {
+                drop(connection);
+                return self.after_loss(&work, stop);
+            }
+        };
         match wait {
             ReplyWait::Ready => {}
             limit => return Ok(self.over_limit(connection, limit)),
@@ -269,10 +327,96 @@ impl Attempt<'_> {
         let Some(result) = result else {
             return Err(ours("BUG: a reply without a result"));
         };
-        self.finish(connection, &work, result)
+        match self.finish(connection, &work, result) {
+            Err(stop) => self.after_loss(&work, stop),
+            outcome => outcome,
+        }
+    }
+
+    /// The connection was lost after the build request: perhaps the machine finished the build all the same.
+    fn after_loss(&self, work: &Work, stop: Stop) -> Result<Outcome, Stop> {
+        if !self.lost.get() || self.machine.line().is_localhost {
+            return Err(stop);
+        }
+        let found = match self.machine.quick_connection(self.kill) {
+            Ok(connection) => self.fetch_finished(connection, work),
+            Err(_) => return Err(stop),
+        };
+        let Ok(Some(output)) = found else {
+            return Err(stop);
+        };
+        log::info!(
+            "the connection to '{}' was lost, but it has finished '{}'",
+            self.machine.name,
+            self.start.drv
+        );
+        self.add_roots(work)?;
+        Ok(Outcome::Built {
+            output: Arc::new(output),
+            cached: false,
+            times_built: 0,
+            non_deterministic: false,
+        })
+    }
+
+    /// Fetches the outputs if the machine has them all; never builds.
+    fn fetch_finished(
+        &self,
+        mut connection: Connection,
+        work: &Work,
+    ) -> Result<Option<BuildOutput>, Stop> {
+        let infos = self.output_infos(&mut connection, work)?;
+        let is_there = |path: &String| infos.iter().any(|info| info.path == *path);
+        if !work.outputs.iter().all(|(_, path)| is_there(path)) {
+            self.machine.give_back(connection);
+            return Ok(None);
+        }
+        let output = self.fetch(&mut connection, work)?;
+        self.machine.give_back(connection);
+        // What went over a limit is built again, which says so.
+        Ok(output.ok())
+    }
+
+    fn output_infos(
+        &self,
+        connection: &mut Connection,
+        work: &Work,
+    ) -> Result<Vec<ServePathInfo>, Stop> {
+        const DOING: &str = "asking for the outputs";
+        let paths: Vec<&str> = work.outputs.iter().map(|(_, path)| path.as_str()).collect();
+        connection
+            .pipes
+            .enter(DOING, self.machine.deadlines().query);
+        connection
+            .client
+            .query_path_infos(&paths)
+            .map_err(|error| self.trouble(connection, &error, DOING))
+    }
+
+    /// What an error in the middle of a conversation means.
+    fn trouble(&self, connection: &mut Connection, error: &WireError, doing: &str) -> Stop {
+        let is_cut =
+            matches!(error, WireError::Io(error) if error.kind() == io::ErrorKind::BrokenPipe);
+        self.lost.set(error.is_eof() || is_cut);
+        connection.trouble(error, doing).into()
+    }
+
+    fn add_roots(&self, work: &Work) -> Result<(), Stop> {
+        for (_, path) in &work.outputs {
+            self.context.roots.add(path).map_err(|error| {
+                ours(format!(
+                    "cannot register a GC root for {path}: {}",
+                    plain_error(&error)
+                ))
+            })?;
+        }
+        Ok(())
     }
 
     fn enter(&self, phase: Phase) {
+        if self.start.run == NO_RUN {
+            return;
+        }
         self.context.tell_plan(Event::RunPhase {
             run: self.start.run,
             phase,
@@ -578,7 +722,7 @@ impl Attempt<'_> {
             .enter("reading the build's result", self.machine.deadlines().query);
         match connection.client.build_derivation_finish() {
             Ok(result) => Ok((ReplyWait::Ready, Some(result))),
-            Err(error) => Err(connection.trouble(&error, "building").into()),
+            Err(error) => Err(self.trouble(connection, &error, "building")),
         }
     }
 
@@ -648,14 +792,7 @@ impl Attempt<'_> {
                 self.machine.name
             );
         }
-        for (_, path) in &work.outputs {
-            self.context.roots.add(path).map_err(|error| {
-                ours(format!(
-                    "cannot register a GC root for {path}: {}",
-                    plain_error(&error)
-                ))
-            })?;
-        }
+        self.add_roots(work)?;
         Ok(Outcome::Built {
             output: Arc::new(output),
             cached,
@@ -684,9 +821,9 @@ impl Attempt<'_> {
         };
         match imported {
             Ok(()) => Ok(scan),
-            Err(error) => Err(connection
-                .trouble(&error, &format!("receiving {}", info.path))
-                .into()),
+            Err(error) => {
+                Err(self.trouble(connection, &error, &format!("receiving {}", info.path)))
+            }
         }
     }
 
@@ -764,13 +901,7 @@ impl Attempt<'_> {
         let store = &self.context.store;
         let paths: Vec<&str> = work.outputs.iter().map(|(_, path)| path.as_str()).collect();
         let deadlines = *self.machine.deadlines();
-        connection
-            .pipes
-            .enter("asking for the outputs", deadlines.query);
-        let infos = match connection.client.query_path_infos(&paths) {
-            Ok(infos) => infos,
-            Err(error) => return Err(connection.trouble(&error, "asking for the outputs").into()),
-        };
+        let infos = self.output_infos(connection, work)?;
         if let Some(missing) = paths
             .iter()
             .find(|path| !infos.iter().any(|info| info.path == **path))

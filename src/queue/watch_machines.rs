@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
-use super::Context;
+use super::{salvage, Context};
 use crate::config::machines::{shrank, MachineLine, MachinesFiles, MachinesFromEnv};
 use crate::plan::event::{Event, MachineSpec};
 
@@ -160,4 +160,5 @@ fn apply(context: &Arc<Context>, old: &[MachineLine], new: &[MachineLine], files
         machines,
         loaded_from_file,
     });
+    salvage::ask_machines(context);
 }

@@ -17,6 +17,7 @@
 #![allow(dead_code, unused_imports)]
 
 mod dir;
+mod far;
 mod farm;
 mod gate;
 mod hydrad;
@@ -30,6 +31,7 @@ mod stub;
 mod user;
 
 pub use dir::TestDir;
+pub use far::FarMachine;
 pub use farm::Farm;
 pub use gate::Gate;
 pub use hydrad::{Hydrad, HydradBuilder};

@@ -16,6 +16,7 @@
 //! | `valid` | `all`, or `imported`: only what this connection was sent or has built |
 //! | `data` | `own`, or `other`: what is dumped is not what the path's hash was told for |
 //! | `clock` | seconds that its clock is fast |
+//! | `kept` | what earlier connections built is there: `none` (default) or `all` |
 //! | `exec` | run this shell command instead of being a stub |
 //! | `gate` | a build connects to this Unix socket and goes on when the other side closes it |
 //! | `fault` | `KIND-in-PHASE`, see below; with `@N` behind it only the first N times on this host |
@@ -144,8 +145,11 @@ impl Stub {
     }
 
     fn query_path_infos(&mut self) -> io::Result<()> {
-        let paths = self.strings()?;
+        let mut paths = self.strings()?;
         self.fault("infos")?;
+        if knob(&self.host, "kept").is_none_or(|kept| kept != "all") {
+            paths.retain(|path| self.known.contains_key(path));
+        }
         for path in &paths {
             let mut hasher = Hasher {
                 hash: Sha256::new(),
