@@ -89,20 +89,17 @@ impl Leftovers {
 /// time on there is nothing to do.
 pub fn ask_machines(context: &Arc<Context>) {
     let rows = std::mem::take(&mut context.leftovers.lock().rows);
-    let mut by_machine: BTreeMap<Option<MachineId>, (Option<Arc<Machine>>, Vec<BusyStep>)> =
-        BTreeMap::new();
+    let mut by_machine: BTreeMap<Option<MachineId>, Vec<BusyStep>> = BTreeMap::new();
     for row in rows {
-        let machine = context
-            .machines
-            .recorded_as(&row.machine)
-            .filter(|machine| !machine.line().is_localhost);
+        let machine = context.machines.recorded_as(&row.machine);
+        let far = machine.filter(|machine| !machine.line().is_localhost);
         by_machine
-            .entry(machine.as_ref().map(|machine| machine.id))
-            .or_insert_with(|| (machine, Vec::new()))
-            .1
+            .entry(far.map(|machine| machine.id))
+            .or_default()
             .push(row);
     }
-    for (machine, rows) in by_machine.into_values() {
+    for (id, rows) in by_machine {
+        let machine = id.and_then(|id| context.machines.get(id));
         let name = machine.as_ref().map_or("-", |machine| &machine.name);
         let name = format!("ask-{name}");
         let rows = Arc::new(Mutex::new(rows));
