@@ -115,7 +115,10 @@ impl Pg {
 
     /// A fresh database with Hydra's tables at the newest version and hydrad's own.
     pub fn db(&self) -> Db {
-        self.db_with_sql(&["sql/schema/hydra-87.sql", "sql/schema/hydrad.sql"])
+        let mut files = vec!["sql/schema/hydra-87.sql".to_owned()];
+        files.extend(hydrads_own_tables());
+        let files: Vec<&str> = files.iter().map(String::as_str).collect();
+        self.db_with_sql(&files)
     }
 
     /// A fresh database in which these files of the checkout were executed in this order.
@@ -278,4 +281,13 @@ fn program(name: &str) -> PathBuf {
             "PostgreSQL's {name} is not installed: run `make deps`, or set PG_BIN to its directory"
         ),
     }
+}
+
+/// The files that make hydrad's own tables and bring them up to date, in their order.
+fn hydrads_own_tables() -> Vec<String> {
+    let mut files = vec!["sql/schema/hydrad.sql".to_owned()];
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let later = (2..).map(|version| format!("sql/schema/hydrad-{version}.sql"));
+    files.extend(later.take_while(|file| root.join(file).exists()));
+    files
 }

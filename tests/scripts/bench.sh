@@ -26,7 +26,7 @@ fresh=
 "$here/pg.sh" start "$BENCH_DIR/pg"
 trap '"$here/pg.sh" stop "$BENCH_DIR/pg"' EXIT
 if [ -n "$fresh" ]; then
-    cat sql/schema/hydra-87.sql sql/schema/hydrad.sql >"$BENCH_DIR/schema.sql"
+    cat sql/schema/hydra-87.sql sql/schema/hydrad.sql sql/schema/hydrad-*.sql >"$BENCH_DIR/schema.sql"
     bench pg-init --sql "$BENCH_DIR/schema.sql"
 fi
 for graph in "flat 1 2000" "l2k 20 100" "l10k 20 500" ${BENCH_LARGE:+"l100k 20 5000"}; do
