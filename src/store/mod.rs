@@ -7,4 +7,5 @@ pub mod logs;
 pub mod nix_conf;
 pub mod objects;
 pub mod roots;
+pub mod s3;
 pub mod uri;

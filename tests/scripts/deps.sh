@@ -16,6 +16,7 @@ want() {
 }
 have() { command -v "$1"; }
 have_postgres() { [ -n "${PG_BIN:-}" ] || compgen -G '/usr/lib/postgresql/*/bin/initdb' || have initdb; }
+have_venv() { /usr/bin/python3 -c 'import venv, ensurepip'; }
 have_psycopg2() { /usr/bin/python3 -c 'import psycopg2'; }
 
 want build-essential "a C compiler (gcc)" have gcc
@@ -29,6 +30,8 @@ want xz-utils "xz" have xz
 want bzip2 "bzip2" have bzip2
 want util-linux "unshare, setpriv" have unshare
 want procps "ps" have ps
+want openssl "openssl" have openssl
+want python3-venv "venv and ensurepip for /usr/bin/python3 (the S3 server of the tests)" have_venv
 want python3-psycopg2 "psycopg2 for /usr/bin/python3 (the benchmark)" have_psycopg2
 
 if [ ${#missing[@]} -gt 0 ]; then
@@ -61,3 +64,5 @@ if ! have cargo >/dev/null; then
     echo "cargo is missing: install a Rust toolchain (1.85 or newer; Debian 12's own is too old) from https://rustup.rs" >&2
     exit 1
 fi
+
+"$(dirname "$0")/venv.sh"
