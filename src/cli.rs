@@ -32,10 +32,15 @@ pub struct Cli {
 #[derive(Subcommand, Debug)]
 pub enum Command {
     Run(RunArgs),
+    #[command(version)]
     QueueRunner(QueueRunnerArgs),
+    #[command(version)]
     Init(InitCommand),
     Check(CheckCommand),
     Enqueue(admin::enqueue::EnqueueArgs),
+    Build(admin::build::BuildArgs),
+    ClearFailed(admin::clear_failed::ClearFailedArgs),
+    Queue(admin::queued::QueueArgs),
     Status(admin::status::StatusArgs),
     Log(admin::log::LogArgs),
     Simulate(admin::simulate::SimulateArgs),
@@ -58,14 +63,41 @@ pub struct RunArgs {
 
 /// Run the queue runner alone
 ///
-/// For hosts where the evaluator and the notifier are other processes. Hydra's `-v` and `--option NAME VALUE` are taken.
+/// For hosts where the evaluator and the notifier are other processes, and for units and scripts made for Hydra's
+/// hydra-queue-runner: all of that program's options are understood.
 #[derive(Args, Debug)]
 pub struct QueueRunnerArgs {
     #[command(flatten)]
     pub run: RunArgs,
+    /// Print the report of the running queue runner as one line of JSON (`{"status":"down"}` if there is none)
+    ///
+    /// Exit code 1 if it did not answer within 5 s. `hydrad status` says more.
+    #[arg(long)]
+    pub status: bool,
+    /// End what a queue runner that is gone left behind, and exit
+    ///
+    /// Steps it left busy become aborted, and its report is removed. For ExecStopPost=, so that nothing looks busy while
+    /// no queue runner is up; the next start would do the same.
+    #[arg(long)]
+    pub unlock: bool,
+    /// Build this queued build and what it needs, nothing else, and exit
+    ///
+    /// Exit code 0 once it has ended, however; 1 if no machine supports it or it was deleted; 2 if it is not queued.
+    #[arg(long, value_name = "ID", value_parser = build_id)]
+    pub build_one: Option<i32>,
+    /// Where /metrics is served, instead of queue_runner_metrics_address in hydra.conf
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub prometheus_address: Option<String>,
     /// Nix's `--option NAME VALUE`, taken for compatibility and ignored
-    #[arg(long, num_args = 2, value_names = ["NAME", "VALUE"], hide = true)]
+    #[arg(long, num_args = 2, value_names = ["NAME", "VALUE"], action = clap::ArgAction::Append, hide = true)]
     pub option: Vec<String>,
+}
+
+fn build_id(text: &str) -> Result<i32, String> {
+    text.parse::<i32>()
+        .ok()
+        .filter(|id| *id > 0)
+        .ok_or_else(|| "‘--build-one’ requires a build ID".to_owned())
 }
 
 #[derive(Args, Debug)]

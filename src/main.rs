@@ -15,10 +15,13 @@ fn main() -> ExitCode {
     start_log(&cli, serves);
     let result = match cli.command {
         Command::Run(args) => admin::serve::run(&args),
-        Command::QueueRunner(args) => admin::serve::run(&args.run),
+        Command::QueueRunner(args) => admin::serve::queue_runner(&args),
         Command::Init(args) => admin::serve::init(&args),
         Command::Check(args) => admin::serve::check(&args),
         Command::Enqueue(args) => admin::enqueue::run(&args),
+        Command::Build(args) => admin::build::run(&args),
+        Command::ClearFailed(args) => admin::clear_failed::run(&args),
+        Command::Queue(args) => admin::queued::run(&args),
         Command::Status(args) => admin::status::run(&args),
         Command::Log(args) => admin::log::run(&args),
         Command::Simulate(args) => admin::simulate::run(&args),

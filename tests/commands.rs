@@ -2,61 +2,13 @@
 
 mod common;
 
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
-use common::{eventually, stub_jobs, system, Hydrad, Pg, RunAs, Site, TestDir};
+use common::{eventually, said, stub_jobs, system, Hydrad, Pg, RunAs, Said, Site, TestDir};
 use serde_json::Value;
-
-/// A command that has ended.
-struct Said {
-    code: i32,
-    out: String,
-    err: String,
-}
-
-fn said(command: &mut Command) -> Said {
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = command.output().unwrap();
-    Said {
-        code: status.code().expect("no signal ended it"),
-        out: String::from_utf8(stdout).unwrap(),
-        err: String::from_utf8(stderr).unwrap(),
-    }
-}
 
 fn hydrad(site: &Site, args: &[&str]) -> Said {
     said(&mut site.hydrad(args).command())
-}
-
-impl Said {
-    #[track_caller]
-    fn ends_with(self, code: i32) -> Self {
-        assert_eq!(
-            self.code, code,
-            "stdout: {}\nstderr: {}",
-            self.out, self.err
-        );
-        self
-    }
-
-    #[track_caller]
-    fn complains(self, words: &[&str]) -> Self {
-        for word in words {
-            assert!(
-                self.err.contains(word),
-                "{word:?} is missing in: {}",
-                self.err
-            );
-        }
-        self
-    }
-
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("{e}: {}", self.out))
-    }
 }
 
 // ---- help
@@ -69,9 +21,25 @@ fn the_help_of_each_command_tells_its_options_and_what_they_are_for() {
             .out
     };
     let all = help(&[]);
-    let commands: [(&str, &[&str]); 8] = [
+    let commands: [(&str, &[&str]); 11] = [
         ("run", &["--state", "--beside", "SIGTERM", "SIGHUP"]),
-        ("queue-runner", &["--state", "--beside"]),
+        (
+            "queue-runner",
+            &[
+                "--state",
+                "--beside",
+                "--status",
+                "--unlock",
+                "--build-one",
+                "--prometheus-address",
+            ],
+        ),
+        ("build", &["show", "restart", "cancel", "bump"]),
+        (
+            "clear-failed",
+            &["--all", "--older-than", "--dry-run", "--json", "Examples"],
+        ),
+        ("queue", &["--history", "--json", "Examples"]),
         ("init", &["--schema", "--upgrade-to", "--yes", "--json"]),
         ("check", &["--state", "--json", "Exit code"]),
         (

@@ -1,11 +1,15 @@
 //! The operators' commands.
 
+pub mod build;
 pub mod check;
+pub mod clear_failed;
 pub mod connect;
 pub mod enqueue;
 pub mod init;
 pub mod log;
+pub mod queued;
 pub mod serve;
 pub mod simulate;
 pub mod status;
+pub mod system_status;
 pub mod table;

@@ -8,13 +8,15 @@ use anyhow::{Context as _, Result};
 
 use super::check::{self, CheckInput, CheckRow, Mark};
 use super::connect::{absolute, environment, is_seen_by_collector};
-use super::{init as init_command, table};
-use crate::cli::{CheckCommand, InitCommand, RunArgs};
-use crate::config::settings::Settings;
+use super::{init as init_command, system_status, table};
+use crate::cli::{CheckCommand, InitCommand, QueueRunnerArgs, RunArgs};
+use crate::config::settings::{Override, Settings};
 use crate::db::connect::{self, DbTarget};
 use crate::db::embedded::Embedded;
 use crate::db::schema::{self, NewVersion, SchemaState};
+use crate::model::{BuildId, BuildStatus};
 use crate::queue;
+use crate::queue::build_one;
 use crate::queue::trust::{self, Trust};
 use crate::store::local::LocalStore;
 use crate::store::nix_conf;
@@ -26,12 +28,39 @@ const POSTMASTER_LOOK_EVERY: Duration = Duration::from_secs(2);
 /// The private PostgreSQL is being stopped on purpose.
 static LEAVING: AtomicBool = AtomicBool::new(false);
 
+/// `hydrad run`.
+///
 /// # Errors
 /// When the service cannot start.
 pub fn run(args: &RunArgs) -> Result<ExitCode> {
+    serve(args, Vec::new(), None)
+}
+
+/// `hydrad queue-runner`, with the options of Hydra's program.
+///
+/// # Errors
+/// When the service cannot start, or what was asked for cannot be done.
+pub fn queue_runner(args: &QueueRunnerArgs) -> Result<ExitCode> {
+    // In C++ too it is the first that counts.
+    if args.status {
+        return system_status::print(&args.run.state);
+    }
+    if args.unlock {
+        return unlock(&args.run);
+    }
+    let metrics = args.prometheus_address.iter().map(|address| Override {
+        key: "queue_runner_metrics_address",
+        value: address.clone(),
+        option: "--prometheus-address".to_owned(),
+    });
+    serve(&args.run, metrics.collect(), args.build_one.map(BuildId))
+}
+
+fn serve(args: &RunArgs, overrides: Vec<Override>, build_one: Option<BuildId>) -> Result<ExitCode> {
     // First of all, so that a signal during a long start is not lost.
     let signals = signals::listen().context("cannot listen to signals")?;
-    let settings = args.state.settings()?;
+    let overrides = [args.state.overrides()?, overrides].concat();
+    let settings = Settings::load(&environment, &overrides)?;
     let (target, embedded) = match &args.state.state {
         None => (DbTarget::from_env(&environment, &settings)?, None),
         Some(dir) => {
@@ -47,18 +76,61 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
         log::warn!("{}", unseen_roots(&settings));
     }
     let config = queue::Config {
-        overrides: args.state.overrides()?,
+        overrides,
         settings,
         target,
         beside: args.beside,
+        build_one,
     };
     let result = queue::run(&config, &signals);
+    let code = match (&result, build_one) {
+        (Ok(()), Some(id)) => tell_of_one(&config.target, id),
+        _ => Ok(ExitCode::SUCCESS),
+    };
     if let Some(embedded) = embedded {
         LEAVING.store(true, Ordering::SeqCst);
         embedded.stop()?;
     }
     result?;
-    Ok(ExitCode::SUCCESS)
+    code
+}
+
+/// How the build of `--build-one` ended: 0 as in C++ also for a failed one, 1 for one that could not be tried.
+fn tell_of_one(target: &DbTarget, id: BuildId) -> Result<ExitCode> {
+    let mut client = target.connect(queue::APPLICATION_NAME)?;
+    let (text, code) = match build_one::state(&mut client, id)? {
+        None => ("was deleted".to_owned(), ExitCode::FAILURE),
+        Some(None) => (
+            "has not ended; it stays queued".to_owned(),
+            ExitCode::FAILURE,
+        ),
+        Some(Some(status)) => (
+            status.text().to_owned(),
+            match status {
+                BuildStatus::Unsupported => ExitCode::FAILURE,
+                _ => ExitCode::SUCCESS,
+            },
+        ),
+    };
+    println!("build {id}: {text}");
+    Ok(code)
+}
+
+/// `--unlock`. Exit code 1 if a queue runner is at work, as in C++.
+fn unlock(args: &RunArgs) -> Result<ExitCode> {
+    let settings = args.state.settings()?;
+    let target = args.state.target(&settings)?;
+    match queue::unlock(&settings, &target, args.beside) {
+        Ok(steps) => {
+            log::info!("unlocked: {steps} steps that were left busy are aborted now");
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(queue::Error::Running(why)) => {
+            eprintln!("error: hydra-queue-runner is currently running: {why}");
+            Ok(ExitCode::FAILURE)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// What is wrong with a folder of GC roots that Nix does not look at.

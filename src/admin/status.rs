@@ -1,19 +1,16 @@
 //! `hydrad status`: how the queue runner is, asked through PostgreSQL, so that it works from any host.
 
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use serde_json::{json, Value};
 
 use super::connect::StateArgs;
-use super::table;
-use crate::db::listen::Listener;
+use super::{system_status, table};
 use crate::model::BuildStatus;
 use crate::sys::clock::unix_now;
 
-/// A queue runner that is there answers within this time.
-const ANSWER_MAX: Duration = Duration::from_secs(5);
+const APPLICATION_NAME: &str = "hydrad-status";
 
 /// Show what the queue runner is doing
 ///
@@ -36,23 +33,10 @@ pub struct StatusArgs {
 pub fn run(args: &StatusArgs) -> Result<ExitCode> {
     let settings = args.state.settings()?;
     let target = args.state.target(&settings)?;
-    let mut listener = Listener::connect(&target, "hydrad-status", &["status_dumped"])?;
-    let mut client = target.connect("hydrad-status")?;
-    client.execute("select pg_notify('dump_status', '')", &[])?;
-    let until = Instant::now() + ANSWER_MAX;
-    let mut answered = false;
-    while let Some(left) = until.checked_duration_since(Instant::now()) {
-        if listener.next(left)?.is_some() {
-            answered = true;
-            break;
-        }
-    }
-    let report: Option<Value> = client
-        .query_opt(
-            include_str!("../../sql/admin/select_system_status.sql"),
-            &[],
-        )?
-        .and_then(|row| serde_json::from_str(&row.get::<_, String>(0)).ok());
+    let mut client = target.connect(APPLICATION_NAME)?;
+    let system_status::Answer {
+        answered, report, ..
+    } = system_status::ask(&target, &mut client, APPLICATION_NAME)?;
     let unfinished: i64 = client
         .query_one(include_str!("../../sql/admin/count_queue.sql"), &[])?
         .get(0);
@@ -97,7 +81,7 @@ pub fn run(args: &StatusArgs) -> Result<ExitCode> {
     })
 }
 
-fn phase(busy: i32) -> &'static str {
+pub fn phase(busy: i32) -> &'static str {
     match busy {
         1 => "preparing",
         10 => "connecting",

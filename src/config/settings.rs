@@ -1063,7 +1063,7 @@ fn parse_bytes(text: &str) -> Option<u64> {
 }
 
 /// `10m` and the like; at most 100 years, so that adding it to a clock is safe.
-fn parse_seconds(text: &str) -> Option<Duration> {
+pub fn parse_seconds(text: &str) -> Option<Duration> {
     const SECS_MAX: u64 = 100 * 366 * 86_400;
     let text = text.trim();
     let digits = text

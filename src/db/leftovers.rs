@@ -1,4 +1,6 @@
-//! The busy step rows that an ended process left.
+//! What an ended process left: busy step rows, and its report.
+
+use postgres::Client;
 
 use super::pool::Conn;
 use super::DbError;
@@ -70,4 +72,48 @@ pub fn builds_of(conn: &mut Conn, drv: &str) -> Result<Vec<BuildId>, DbError> {
         &[&drv],
     )?;
     Ok(rows.iter().map(|row| BuildId(row.get(0))).collect())
+}
+
+/// Ends all busy rows as aborted and removes the report, in one transaction. Returns how many rows that were. They are
+/// noted, so that [`restore`] can let the next start see whether they were finished after all.
+///
+/// # Errors
+/// Of the database; nothing is changed then.
+pub fn abort_all(client: &mut Client) -> Result<u64, DbError> {
+    let mut tx = client.transaction()?;
+    let noted = tx.query_one(include_str!("../../sql/queue/find_left_busy.sql"), &[])?;
+    if noted.get(0) {
+        tx.execute(include_str!("../../sql/queue/remember_busy_steps.sql"), &[])?;
+    }
+    let steps = tx.execute(include_str!("../../sql/queue/abort_busy_steps.sql"), &[])?;
+    tx.execute(
+        include_str!("../../sql/queue/delete_system_status.sql"),
+        &[],
+    )?;
+    tx.commit()?;
+    Ok(steps)
+}
+
+/// Makes the rows busy again that [`abort_all`] ended. Returns how many rows that were.
+///
+/// # Errors
+/// Of the database; nothing is changed then.
+pub fn restore(conn: &mut Conn) -> Result<u64, DbError> {
+    let mut tx = conn.transaction()?;
+    let steps = tx.execute(include_str!("../../sql/queue/restore_busy_steps.sql"), &[])?;
+    tx.execute(include_str!("../../sql/queue/delete_left_busy.sql"), &[])?;
+    tx.commit()?;
+    Ok(steps)
+}
+
+/// Removes the report.
+///
+/// # Errors
+/// Of the database.
+pub fn remove_report(conn: &mut Conn) -> Result<(), DbError> {
+    conn.execute(
+        include_str!("../../sql/queue/delete_system_status.sql"),
+        &[],
+    )?;
+    Ok(())
 }

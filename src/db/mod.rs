@@ -11,6 +11,7 @@ pub mod known_output;
 pub mod leftovers;
 pub mod listen;
 pub mod locks;
+pub mod operate;
 pub mod os_user;
 pub mod payload;
 pub mod pool;

@@ -19,13 +19,16 @@ pub const VERSION_MIN: i32 = 82;
 /// The newest version of Hydra's tables that is known.
 pub const VERSION_MAX: i32 = 87;
 /// Version of our own tables.
-pub const HYDRAD_VERSION: i32 = 2;
+pub const HYDRAD_VERSION: i32 = 3;
 
 const HYDRA_87: &str = include_str!("../../sql/schema/hydra-87.sql");
 const HYDRA_85_FROM_87: &str = include_str!("../../sql/schema/hydra-85-from-87.sql");
 const HYDRAD: &str = include_str!("../../sql/schema/hydrad.sql");
 /// From one version of our own tables to the next; each adds and sets the version.
-const HYDRAD_STEPS: &[(i32, &str)] = &[(2, include_str!("../../sql/schema/hydrad-2.sql"))];
+const HYDRAD_STEPS: &[(i32, &str)] = &[
+    (2, include_str!("../../sql/schema/hydrad-2.sql")),
+    (3, include_str!("../../sql/schema/hydrad-3.sql")),
+];
 const FIND_COLUMNS: &str = include_str!("../../sql/schema/find_columns.sql");
 const SHOW_VERSION: &str = include_str!("../../sql/schema/show_version.sql");
 const SET_VERSION: &str = include_str!("../../sql/schema/set_version.sql");
@@ -136,9 +139,11 @@ const RIGHTS_USED: &[(&str, &[&str])] = &[
     ("buildproducts", &["SELECT", "INSERT", "DELETE"]),
     ("buildmetrics", &["SELECT", "INSERT", "DELETE"]),
     ("failedpaths", &["SELECT", "INSERT"]),
-    ("systemstatus", &["SELECT", "INSERT", "UPDATE"]),
+    ("systemstatus", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
     ("hydrad.questions", &["SELECT", "UPDATE", "DELETE"]),
     ("hydrad.machine_orders", &["SELECT"]),
+    ("hydrad.left_busy", &["SELECT", "INSERT", "DELETE"]),
+    ("hydrad.emergencies", &["SELECT", "DELETE"]),
 ];
 
 /// Tables whose presence means that a database is not empty, though SchemaVersion is missing.

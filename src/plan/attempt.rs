@@ -10,7 +10,7 @@ use super::event::{Outcome, RunEnd};
 use super::fail::{Cause, FailedRun};
 use super::graph::State;
 use super::ingest::limit_secs;
-use super::machines::{growing_ms, jitter_ms, Machines};
+use super::machines::{growing_ms, jitter_ms, Machines, StepTime};
 use super::runs::Run;
 use super::{Plan, Timer};
 use crate::model::{BuildStatus, MachineId, Phase, RunId};
@@ -180,8 +180,8 @@ impl Plan {
                 finish.times_built = times_built;
                 finish.non_deterministic = non_deterministic;
                 finish.output = Some(output.clone());
+                self.count_step(&run, &finish);
                 self.record(Record::FinishStep(finish));
-                self.totals.steps_done += 1;
                 self.release(step);
                 let primary = (!cached).then_some(run.primary);
                 self.succeed(step, output, primary, (end.start, end.stop));
@@ -194,7 +194,7 @@ impl Plan {
                 non_deterministic,
             } => {
                 self.machine_works(&run);
-                self.totals.steps_done += 1;
+                self.count_step(&run, &finish);
                 finish.status = failed_status(status);
                 finish.times_built = times_built;
                 finish.non_deterministic = non_deterministic;
@@ -221,7 +221,7 @@ impl Plan {
                 let tries = u32::from(slot.tries);
                 finish.status = failed_status(status);
                 if tries >= self.settings.tries_max.min(u32::from(u8::MAX)) || !again {
-                    self.totals.steps_done += 1;
+                    self.count_step(&run, &finish);
                     self.fail_run(&run, finish, message);
                     return;
                 }
@@ -301,8 +301,19 @@ impl Plan {
 
     fn machine_works(&mut self, run: &Run) {
         self.machines.works(run.machine, self.now);
+    }
+
+    /// A step is done, for good or bad; an attempt that is made again is not counted (as in Hydra).
+    fn count_step(&mut self, run: &Run, finish: &FinishStep) {
+        let built_secs = finish.stop.saturating_sub(finish.start).max(0) as u64;
+        let time = StepTime {
+            steps: 1,
+            built_ms: built_secs.saturating_mul(1000),
+            copied_ms: u64::from(finish.overhead_ms),
+        };
+        self.totals.steps.add(time);
         if let Some(machine) = self.machines.machines[run.machine as usize].as_mut() {
-            machine.steps_done += 1;
+            machine.steps.add(time);
         }
     }
 

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use super::builds::BuildState;
 use super::graph::{State, NONE};
+use super::machines::StepTime;
 use super::Plan;
 use crate::model::{BuildId, JobsetId, MachineId, Millis, Phase};
 
@@ -33,8 +34,8 @@ pub struct Snapshot {
     /// Runnable steps no configured machine can do.
     pub steps_unsupported: u64,
     pub steps_started: u64,
-    /// Built or failed for good.
-    pub steps_done: u64,
+    /// Built or failed for good, on a machine.
+    pub steps: StepTime,
     pub runs_active: u64,
     /// Runs in each phase, in the order of the phases; those without runs too.
     pub phases: Vec<(Phase, u64)>,
@@ -70,8 +71,14 @@ pub struct MachineStatus {
     pub last_error: Option<Box<str>>,
     /// Since when no slot is in use; `None` if one is.
     pub idle_since: Option<Millis>,
-    /// Runs whose end was the step's own doing.
-    pub steps_done: u64,
+    /// Steps built or failed for good there.
+    pub steps: StepTime,
+    pub systems: Vec<Box<str>>,
+    /// Includes the mandatory ones.
+    pub supported_features: Vec<Box<str>>,
+    pub mandatory_features: Vec<Box<str>>,
+    /// When it last had a fault.
+    pub last_fault: Option<Millis>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -136,7 +143,7 @@ impl Plan {
                 .map(|(_, class)| u64::from(class.runnable))
                 .sum(),
             steps_started: self.runs.started(),
-            steps_done: self.totals.steps_done,
+            steps: self.totals.steps,
             runs_active: self.runs.len() as u64,
             phases,
             retries: self.totals.retries,
@@ -169,7 +176,11 @@ impl Plan {
             set_aside_until: (machine.failures > 0 && machine.until > now).then_some(machine.until),
             last_error: machine.last_error.clone(),
             idle_since: (machine.current == 0).then_some(machine.idle_since),
-            steps_done: machine.steps_done,
+            steps: machine.steps,
+            systems: machine.spec.systems.clone(),
+            supported_features: machine.spec.supported_features.clone(),
+            mandatory_features: machine.spec.mandatory_features.clone(),
+            last_fault: (machine.last_fault > Millis(0)).then_some(machine.last_fault),
         };
         known.map(status).collect()
     }

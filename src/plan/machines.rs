@@ -66,6 +66,24 @@ impl Kind {
     }
 }
 
+/// Steps that are done and the time they took.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct StepTime {
+    pub steps: u64,
+    /// As the machine tells, milliseconds.
+    pub built_ms: u64,
+    /// Sending and receiving, milliseconds.
+    pub copied_ms: u64,
+}
+
+impl StepTime {
+    pub fn add(&mut self, other: StepTime) {
+        self.steps += other.steps;
+        self.built_ms = self.built_ms.saturating_add(other.built_ms);
+        self.copied_ms = self.copied_ms.saturating_add(other.copied_ms);
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
     Nowhere,
@@ -89,7 +107,7 @@ pub struct Machine {
     pub last_error: Option<Box<str>>,
     pub probe: Option<RunId>,
     pub idle_since: Millis,
-    pub steps_done: u64,
+    pub steps: StepTime,
     /// Whether it is counted in its kind's `machines` and `usable`.
     counted: (bool, bool),
     place: Place,
@@ -224,7 +242,7 @@ impl Machines {
                         last_error: None,
                         probe: None,
                         idle_since: now,
-                        steps_done: 0,
+                        steps: StepTime::default(),
                         counted: (false, false),
                         place: Place::Nowhere,
                     });

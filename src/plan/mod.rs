@@ -63,6 +63,7 @@ use crate::base::random::Random;
 use crate::model::{Millis, Ticket};
 
 pub use self::explain::{JobsetStatus, MachineStatus, Snapshot, SystemTypeStatus};
+pub use self::machines::StepTime;
 
 /// Unsupported steps failed per turn.
 const UNSUPPORTED_PER_TURN: usize = 1_000;
@@ -80,7 +81,7 @@ enum Timer {
 /// Numbers that only rise.
 #[derive(Clone, Copy, Default)]
 struct Totals {
-    steps_done: u64,
+    steps: StepTime,
     builds_done: u64,
     retries: u64,
     tries_most: u32,

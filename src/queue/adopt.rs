@@ -21,8 +21,13 @@ const CONNECTION_PATIENCE: Duration = Duration::from_secs(30);
 /// A message; nothing is started then.
 pub fn settle(context: &Context) -> Result<Vec<Body>, String> {
     let text = |error: crate::db::DbError| error.to_string();
-    let steps = leftovers::busy_steps(&mut *context.pool.get(CONNECTION_PATIENCE).map_err(text)?)
-        .map_err(text)?;
+    let mut conn = context.pool.get(CONNECTION_PATIENCE).map_err(text)?;
+    let unlocked = leftovers::restore(&mut conn).map_err(text)?;
+    if unlocked > 0 {
+        log::info!("{unlocked} steps that --unlock ended are looked at again");
+    }
+    let steps = leftovers::busy_steps(&mut conn).map_err(text)?;
+    drop(conn);
     let mut adoptions = Vec::new();
     for step in steps {
         if let Some(adoption) = adoption(context, &step)? {

@@ -4,6 +4,7 @@
 //! `plan/`, the tables in `db/`, the bytes in `wire/` and `store/`.
 
 pub mod adopt;
+pub mod build_one;
 pub mod connection;
 pub mod driver;
 pub mod inspect;
@@ -22,17 +23,18 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{bounded, unbounded, Receiver, Sender};
+use crossbeam_channel::{bounded, never, select, unbounded, Receiver, Sender};
 
 use crate::config::machines::{LocalHost, MachinesFiles};
 use crate::config::settings::{Override, Service as ServiceName, Settings};
 use crate::db::connect::DbTarget;
+use crate::db::leftovers;
 use crate::db::listen::Listener;
 use crate::db::locks::{self, LockProof, ServiceLock, Taken};
 use crate::db::pool::Pool;
 use crate::db::writer::{self, Writer};
 use crate::db::{schema, DbError};
-use crate::model::Ticket;
+use crate::model::{BuildId, Ticket};
 use crate::plan::event::{Event, PlanSettings};
 use crate::plan::Plan;
 use crate::store::local::LocalStore;
@@ -110,6 +112,8 @@ pub struct Context {
     pub share_window_secs: u32,
     /// This host as its own machine: what `preferLocalBuild` is judged by.
     pub local_host: LocalHost,
+    /// Nothing but this build is wanted.
+    pub build_one: Option<BuildId>,
     plan: Sender<Inbox>,
     target: DbTarget,
     stopping: AtomicBool,
@@ -211,11 +215,14 @@ pub struct Sessions {
 
 fn listen_and_lock(target: &DbTarget) -> Result<(Sessions, LockProof), Error> {
     let listener = Listener::connect(target, APPLICATION_NAME, &monitor::CHANNELS)?;
+    let mut lock = take_service_lock(target)?;
+    let proof = lock.proof()?;
+    Ok((Sessions { listener, lock }, proof))
+}
+
+fn take_service_lock(target: &DbTarget) -> Result<Box<ServiceLock>, Error> {
     match ServiceLock::try_take(target, ServiceName::QueueRunner, APPLICATION_NAME)? {
-        Taken::Yes(mut lock) => {
-            let proof = lock.proof()?;
-            Ok((Sessions { listener, lock }, proof))
-        }
+        Taken::Yes(lock) => Ok(lock),
         Taken::HeldBy(holders) => {
             let holders: Vec<String> = holders.iter().map(ToString::to_string).collect();
             Err(Error::Running(format!(
@@ -238,6 +245,8 @@ pub struct Config {
     pub overrides: Vec<Override>,
     /// Start beside sessions of Hydra's own queue runner.
     pub beside: bool,
+    /// Build this one and leave.
+    pub build_one: Option<BuildId>,
 }
 
 /// Runs the queue runner until a signal ends it.
@@ -249,6 +258,21 @@ pub fn run(config: &Config, signals: &Receiver<Signal>) -> Result<(), Error> {
     let service = start(config)?;
     service.serve(config, signals);
     Ok(())
+}
+
+/// Ends what a queue runner that is gone left behind, for Hydra's `--unlock`: busy steps become aborted, and its report is
+/// removed. Returns how many steps that were.
+///
+/// # Errors
+/// [`Error::Running`] if a queue runner is at work; otherwise of lock files and database.
+pub fn unlock(settings: &Settings, target: &DbTarget, beside: bool) -> Result<u64, Error> {
+    let _files = take_lock_files(settings)?;
+    let mut client = target.connect(APPLICATION_NAME)?;
+    if !beside {
+        refuse_foreign(&mut client)?;
+    }
+    let _lock = take_service_lock(target)?;
+    Ok(leftovers::abort_all(&mut client)?)
 }
 
 /// Each running step needs half a dozen file descriptors: takes all that the system allows.
@@ -296,6 +320,9 @@ fn start(config: &Config) -> Result<Service, Error> {
     if !config.beside {
         refuse_foreign(&mut client)?;
     }
+    if let Some(id) = config.build_one {
+        build_one::require_queued(&mut client, id)?;
+    }
     warn_of_few_connections(&mut client, settings.max_db_connections)?;
     drop(client);
     locks::refuse_transaction_pooler(&config.target)?;
@@ -341,6 +368,7 @@ fn start(config: &Config) -> Result<Service, Error> {
         queue_poll: settings.queue_poll_interval,
         share_window_secs: PlanSettings::default().share_window_secs,
         local_host: nix_conf::local_host(),
+        build_one: config.build_one,
         plan: plan_sender,
         target: config.target.clone(),
         stopping: AtomicBool::new(false),
@@ -612,12 +640,18 @@ impl Service {
             self.context.store.describe()
         );
         let beat = systemd::watchdog_interval().unwrap_or(Duration::from_secs(10));
+        let one_ended = match config.build_one {
+            Some(id) => build_one::watch(&self.context, id),
+            None => never(),
+        };
         loop {
-            match signals.recv_timeout(beat) {
-                Ok(Signal::Reload) => self.reload(config),
-                Ok(Signal::Stop) => break,
-                Err(crossbeam_channel::RecvTimeoutError::Timeout) => self.watch(beat),
-                Err(crossbeam_channel::RecvTimeoutError::Disconnected) => break,
+            select! {
+                recv(signals) -> signal => match signal {
+                    Ok(Signal::Reload) => self.reload(config),
+                    Ok(Signal::Stop) | Err(_) => break,
+                },
+                recv(one_ended) -> _ => break,
+                default(beat) => self.watch(beat),
             }
         }
         self.stop(config, signals);
@@ -682,9 +716,10 @@ impl Service {
         }
         let until = Instant::now() + patience;
         let mut last_run = Instant::now();
+        let mut idle;
         loop {
             let (reply, answer) = bounded(1);
-            let idle = self.context.plan.send(Inbox::Idle(reply)).is_ok()
+            idle = self.context.plan.send(Inbox::Idle(reply)).is_ok()
                 && answer.recv_timeout(LAST_RECORDS) == Ok(true);
             if self.context.runs.count() > 0 {
                 last_run = Instant::now();
@@ -707,6 +742,9 @@ impl Service {
             until: Instant::now() + LAST_RECORDS,
         });
         let _ = self.writer.join();
+        if idle {
+            remove_report(&self.context);
+        }
         let _ = self.context.plan.send(Inbox::Leave);
         let _ = self.plan.join();
         drop(self.machines);
@@ -720,5 +758,19 @@ impl Service {
             }
         }
         log::info!("stopped");
+    }
+}
+
+/// Nobody is up any more. Only while the lock is ours; what does not work at once is left to the next start.
+fn remove_report(context: &Context) {
+    if context.lock_proof().is_none() {
+        return;
+    }
+    let removed = context
+        .pool
+        .get(Duration::from_secs(1))
+        .and_then(|mut conn| leftovers::remove_report(&mut conn));
+    if let Err(error) = removed {
+        log::debug!("the report in SystemStatus stays: {error}");
     }
 }

@@ -88,7 +88,8 @@ impl Monitor {
             pass: 0,
             list_wanted: false,
             shares_wanted: false,
-            status_wanted: false,
+            // The report is there from the start on.
+            status_wanted: true,
             added_from: None,
             list_not_before: now,
             last_list: now,
@@ -177,6 +178,10 @@ impl Monitor {
 
     /// Does what is wanted and allowed now. What fails stays wanted.
     fn work(&mut self) -> Result<(), DbError> {
+        // With a build of its own to do, none that are added matter.
+        if self.context.build_one.is_some() {
+            self.added_from = None;
+        }
         if let Some(from) = self.added_from {
             let rows = statements::builds_from(&mut *self.conn()?, from, PAGE as i64)?;
             self.send_rows(rows)?;
@@ -242,6 +247,9 @@ impl Monitor {
             .conn()
             .and_then(|mut conn| statements::unfinished(&mut conn));
         let mut builds = listed.inspect_err(|_| self.list_wanted = true)?;
+        if let Some(one) = self.context.build_one {
+            builds.retain(|(id, _)| *id == one);
+        }
         builds.sort_unstable_by_key(|(id, priority)| (std::cmp::Reverse(*priority), *id));
         let count = builds.len();
         if let Some((_, wanted @ usize::MAX, _)) = &mut self.loading {

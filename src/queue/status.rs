@@ -9,7 +9,7 @@ use serde_json::{json, Map, Value};
 
 use super::Context;
 use crate::model::Phase;
-use crate::plan::{MachineStatus, Snapshot};
+use crate::plan::{MachineStatus, Snapshot, StepTime};
 use crate::sys::clock::unix_now;
 
 /// The report as JSON text.
@@ -23,7 +23,7 @@ pub fn system_status(context: &Context, snapshot: &Snapshot, uptime: Duration) -
             .sum()
     };
     let pool = context.pool.metrics();
-    let report = json!({
+    let mut report = json!({
         "status": "up",
         "time": unix_now(),
         "uptime": uptime.as_secs(),
@@ -39,13 +39,15 @@ pub fn system_status(context: &Context, snapshot: &Snapshot, uptime: Duration) -
         "nrStepsBuilding": phase(&[Phase::Building]),
         "nrStepsCopyingTo": phase(&[Phase::SendingInputs]),
         "nrStepsCopyingFrom": phase(&[Phase::ReceivingOutputs]),
+        // Nobody waits here: slots of this host for receiving are given in the order of asking.
+        "nrStepsWaitingForDownloadSlot": 0,
         "nrStepsWaiting": phase(&[Phase::Preparing, Phase::Connecting]),
         "nrUnsupportedSteps": snapshot.steps_unsupported,
         "bytesSent": context.traffic.bytes_sent.load(Ordering::Relaxed),
         "bytesReceived": context.traffic.bytes_received.load(Ordering::Relaxed),
         "nrBuildsDone": snapshot.builds_done,
         "nrStepsStarted": snapshot.steps_started,
-        "nrStepsDone": snapshot.steps_done,
+        "nrStepsDone": snapshot.steps.steps,
         "nrRetries": snapshot.retries,
         "maxNrRetries": snapshot.retries_most,
         "nrDbConnections": pool.in_use + pool.idle,
@@ -54,7 +56,22 @@ pub fn system_status(context: &Context, snapshot: &Snapshot, uptime: Duration) -
         "machineTypes": machine_types(snapshot),
         "jobsets": jobsets(snapshot),
     });
+    add_step_times(&mut report, snapshot.steps);
     report.to_string()
+}
+
+/// Hydra's four times, in seconds; only where there are steps.
+fn add_step_times(entry: &mut Value, time: StepTime) {
+    if time.steps == 0 {
+        return;
+    }
+    let (all, built) = (time.built_ms.saturating_add(time.copied_ms), time.built_ms);
+    let secs = |ms: u64| ms / 1000;
+    let average = |ms: u64| ms as f64 / 1000.0 / time.steps as f64;
+    entry["totalStepTime"] = json!(secs(all));
+    entry["totalStepBuildTime"] = json!(secs(built));
+    entry["avgStepTime"] = json!(average(all));
+    entry["avgStepBuildTime"] = json!(average(built));
 }
 
 /// By the first column of the machines file; the local machine also as `ssh://localhost`, where
@@ -66,10 +83,15 @@ fn machines(machines: &[MachineStatus]) -> Value {
             "enabled": machine.enabled,
             "maxJobs": machine.slots,
             "currentJobs": machine.current,
-            "nrStepsDone": machine.steps_done,
+            "systemTypes": machine.systems,
+            "supportedFeatures": machine.supported_features,
+            "mandatoryFeatures": machine.mandatory_features,
+            "nrStepsDone": machine.steps.steps,
+            "lastFailure": machine.last_fault.map_or(0, |at| at.secs()),
             "consecutiveFailures": machine.consecutive_failures,
             "disabledUntil": machine.set_aside_until.map_or(0, |until| until.secs()),
         });
+        add_step_times(&mut entry, machine.steps);
         if let Some(since) = machine.idle_since {
             entry["idleSince"] = json!(since.secs());
         }
