@@ -157,3 +157,158 @@ fn a_build_whose_connection_is_lost_at_its_end_is_fetched_over_another_one() {
         ["3", "0"]
     );
 }
+
+// ---- who only looks
+
+/// A role that may read everything and write nothing; for HYDRA_DBI.
+fn reader_of(site: &Site) -> String {
+    let mut superuser = site.db.superuser();
+    superuser
+        .batch_execute(
+            "do $$ begin create role looker login; exception when duplicate_object then null; end $$;
+             grant usage on schema public to looker; grant select on all tables in schema public to looker;",
+        )
+        .unwrap();
+    site.db.dbi().replace("user=hydra", "user=looker")
+}
+
+/// Rows inserted, updated and deleted in this database since it was made, by its own statistics.
+fn rows_written(site: &Site) -> i64 {
+    // A session tells what it did at its end, or when it is idle; this one has not written.
+    let sql = "select (select coalesce(sum(n_tup_ins + n_tup_upd + n_tup_del), 0) from pg_stat_user_tables)::bigint";
+    let mut last = -1;
+    eventually("the statistics stand still", || {
+        let now: i64 = site.ask(sql);
+        let same = now == last;
+        last = now;
+        std::thread::sleep(std::time::Duration::from_millis(1500));
+        same.then_some(now)
+    })
+}
+
+fn json_of(command: &mut std::process::Command) -> serde_json::Value {
+    serde_json::from_str(&common::output_of(command)).expect("JSON")
+}
+
+#[test]
+fn simulate_from_database_says_when_the_queue_is_done_and_what_other_machines_would_change() {
+    let site = Site::new(Pg::shared());
+    site.machines(&Site::localhost(1));
+    let job = |name: &str, attributes: &str| {
+        format!(
+            r#"{name} = derivation {{ name = "{name}"; system = "{}"; builder = "/none"; {attributes} }};"#,
+            common::system()
+        )
+    };
+    let slow: String = (1..=4).map(|n| job(&format!("slow-{n}"), "")).collect();
+    let first = site.queue_in("first", &format!("rec {{ {slow} }}"));
+    let second = site.queue_in(
+        "second",
+        &format!(
+            "rec {{ {slow} {} {} }}",
+            // Waits for one of the others.
+            job("after", r#"input = slow-1;"#),
+            job("special", r#"requiredSystemFeatures = [ "kvm" ];"#),
+        ),
+    );
+    // The past: versions of `slow` took 100 s, this very `after` took 7 s of which copying took 2.
+    site.db
+        .client()
+        .execute(
+            "insert into BuildSteps (build, stepnr, type, drvPath, busy, status, startTime, stopTime, system, overhead)
+             select $1, 100 + n, 0, '/nix/store/aabbccddaabbccddaabbccddaabbccdd-' || name || '.drv', 0, 0, 1000 * n, 1000 * n + secs,
+                    'x86_64-linux', overhead
+             from (values (1, 'slow-0.9', 100, 0), (2, 'slow-0.8', 100, 0), (3, 'slow-0.7', 5, 0), (4, 'after', 5, 2000))
+                  as past (n, name, secs, overhead)",
+            &[&first[0]],
+        )
+        .unwrap();
+    let more = site.file(
+        "more-machines",
+        &format!(
+            "{}far {} - 3 1 kvm -\n",
+            Site::localhost(1),
+            common::system()
+        ),
+    );
+
+    let before = rows_written(&site);
+    let reader = reader_of(&site);
+    let simulate = |args: &[&str]| {
+        let args: Vec<&str> = ["simulate", "--from-database"]
+            .iter()
+            .chain(args)
+            .copied()
+            .collect();
+        site.hydrad(&args).env("HYDRA_DBI", &reader).command()
+    };
+    let report = json_of(&mut simulate(&[
+        "--json",
+        "--machines",
+        more.to_str().unwrap(),
+    ]));
+    let scenarios = report["scenarios"].as_array().unwrap();
+    let picture = |scenario: &serde_json::Value| {
+        let of = |list: &str, name: &str| -> Vec<(String, i64, i64, i64)> {
+            let list = scenario[list].as_array().unwrap().iter();
+            list.map(|row| {
+                (
+                    row[name].as_str().unwrap().to_owned(),
+                    row["builds"].as_i64().unwrap(),
+                    row["seconds"].as_i64().unwrap(),
+                    row["never"].as_i64().unwrap(),
+                )
+            })
+            .collect()
+        };
+        (of("evaluations", "jobset"), of("jobsets", "name"))
+    };
+    let row = |name: &str, builds, seconds, never| (name.to_owned(), builds, seconds, never);
+    // One slot: four times 100 s; `after` comes first or last, in 7 s.
+    let now = vec![
+        row("manual:first", 4, picture(&scenarios[0]).0[0].2, 0),
+        row("manual:second", 6, 407, 1),
+    ];
+    assert_eq!(picture(&scenarios[0]), (now.clone(), now.clone()));
+    assert!((400..=407).contains(&now[0].2), "{report:#}");
+    assert_eq!(scenarios[0]["seconds"], 407);
+    // Four slots, and a machine with the feature: what is special takes as long as most things do.
+    let then = vec![
+        row("manual:first", 4, 100, 0),
+        row("manual:second", 6, 200, 0),
+    ];
+    assert_eq!(picture(&scenarios[1]).1[0], then[0]);
+    let special = picture(&scenarios[1]).1[1].clone();
+    assert_eq!((special.1, special.3), (6, 0));
+    assert!(special.2 >= 107 && special.2 <= 200, "{report:#}");
+    assert_eq!(scenarios[0]["bottleneck"], common::system());
+    assert_eq!(scenarios[0]["neverBuilt"][0]["build"], second[5]);
+    assert_eq!(
+        scenarios[0]["neverBuilt"][0]["why"],
+        "unsupported system type"
+    );
+    assert_eq!(scenarios[0]["durations"]["byName"], 1);
+    assert_eq!(scenarios[0]["durations"]["byNameWithoutVersion"], 4);
+    assert_eq!(scenarios[1]["durations"]["guessed"], 1);
+
+    // All the same, twice as fast; and as a person reads it.
+    let report = json_of(&mut simulate(&["--json", "--speed", "localhost=2"]));
+    assert_eq!(report["scenarios"][1]["seconds"], 203);
+    let text = common::output_of(&mut simulate(&["--speed", "2"]));
+    for line in [
+        "10 builds are queued; 5 steps have to be built of 6 looked at.",
+        "now: 1 machines with 1 slots: all done in 6 min 47 s",
+        "then: 1 machines with 1 slots: all done in 3 min 23 s",
+        "bottleneck (now): x86_64-linux, whose steps waited",
+        &format!(
+            "never (then): 1 builds, for instance {}: unsupported system type",
+            second[5]
+        ),
+    ] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+    let output = simulate(&["--speed", "nobody=2"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("no machine of this name is listed"));
+    assert_eq!(rows_written(&site), before, "nothing was written");
+}

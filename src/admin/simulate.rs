@@ -1,9 +1,10 @@
-//! `hydrad simulate`: lets the plan work through made-up queues in virtual time.
+//! `hydrad simulate`: lets the plan work through made-up queues in virtual time, or (`forecast`) through the real one.
 //!
-//! Measures what the plan itself costs, and hunts for violations of its properties. Touches no database, no
+//! With made-up ones it measures what the plan itself costs, and hunts for violations of its properties. Touches no database, no
 //! store, no network. The world and its checks are in `plan::simulation`.
 
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -12,19 +13,29 @@ use anyhow::{bail, Context};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::connect::StateArgs;
+use super::forecast;
 use crate::plan::simulation::{run as run_world, Config, Kills, World};
 
 /// Turns between two looks at the progress bar.
 const TURNS_PER_LOOK: u64 = 5_000;
 
-/// Rehearse scheduling on a made-up queue: no database, no store, no network
+/// Rehearse scheduling: on a made-up queue, or on the real one to say when it will be done
 ///
 /// The scheduler that runs in production works through a synthetic queue in virtual time: inspecting
 /// derivations, starting steps on machines in Hydra's order, writing records. It prints what the
 /// scheduler itself cost, and whether any of its guarantees was violated.
 ///
+/// With --from-database it is the queue of the database as it is now, with the derivations of the local store and with
+/// durations of earlier steps of the same name. Nothing is written and no machine is asked. It prints when each
+/// evaluation and jobset would be done, and which system type waits most for machines; with --machines or --speed
+/// also what that would change. Everything is taken to succeed, and nothing new to be queued.
+///
 /// Examples:
 ///
+///   hydrad simulate --from-database                         when is the queue done?
+///   hydrad simulate --from-database --machines two-more     and with the machines in this file?
+///   hydrad simulate --from-database --speed builder1=2      and if builder1 were twice as fast?
 ///   hydrad simulate --synthetic 1000000x1000x8 --seed 1     a million steps, 1000 machines of 8 slots
 ///   hydrad simulate --synthetic 500x5x2 --faults 0.3        with failing builds, machines and kills
 ///   hydrad simulate --seeds 10000                           ten thousand small worlds with faults and kills
@@ -34,6 +45,21 @@ const TURNS_PER_LOOK: u64 = 5_000;
 #[derive(Args, Clone, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct SimulateArgs {
+    /// Work off the real queue in virtual time, and say when it is done
+    #[arg(long, conflicts_with_all = ["synthetic", "faults", "seeds", "seed"])]
+    pub from_database: bool,
+
+    #[command(flatten)]
+    pub state: StateArgs,
+
+    /// Compare with the machines listed in this file instead of the configured ones
+    #[arg(long, value_name = "FILE", requires = "from_database")]
+    pub machines: Option<PathBuf>,
+
+    /// Compare with builds that go FACTOR times as fast, on one machine or on all; may be given again
+    #[arg(long, value_name = "[MACHINE=]FACTOR", requires = "from_database")]
+    pub speed: Vec<forecast::Speed>,
+
     /// Size of the queue: derivations to build, machines, and slots per machine, like 100000x100x4
     #[arg(
         long,
@@ -95,6 +121,12 @@ impl FromStr for Size {
 
 /// Runs the simulation and prints its result. Exit code 1 if a guarantee was violated.
 pub fn run(args: &SimulateArgs) -> anyhow::Result<ExitCode> {
+    if args.from_database {
+        return forecast::run(args);
+    }
+    if args.state.state.is_some() {
+        bail!("--state is for --from-database; a made-up queue needs no database");
+    }
     if !(0.0..=1.0).contains(&args.faults) {
         bail!("--faults must be a number from 0 to 1, not {}", args.faults);
     }
@@ -104,7 +136,8 @@ pub fn run(args: &SimulateArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn progress(length: u64, unit: &str) -> ProgressBar {
+/// A bar on a terminal.
+pub fn progress(length: u64, unit: &str) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }

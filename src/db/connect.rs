@@ -21,7 +21,7 @@ use r2d2::ManageConnection;
 use r2d2_postgres::PostgresConnectionManager;
 
 use super::error::DbError;
-use super::os_user;
+use super::{locks, os_user};
 use crate::config::Settings;
 
 /// What we call ourselves in `pg_stat_activity`; Hydra's own programs are called `hydra-...`.
@@ -83,6 +83,8 @@ pub struct DbTarget {
     tcp_user_timeout: Duration,
     session_attrs: TargetSessionAttrs,
     remarks: Vec<String>,
+    /// Its sessions can write nothing.
+    read_only: bool,
 }
 
 /// The password stays out.
@@ -175,6 +177,7 @@ impl DbTarget {
             tcp_user_timeout: TCP_USER_TIMEOUT_DEFAULT,
             session_attrs: TargetSessionAttrs::Any,
             remarks: Vec::new(),
+            read_only: false,
         }
     }
 
@@ -183,6 +186,12 @@ impl DbTarget {
         let mut other = self.clone();
         other.dbname.0 = dbname.to_owned();
         other
+    }
+
+    /// The same database, for sessions that cannot write, whatever they are sent. They can listen.
+    pub fn read_only(mut self) -> DbTarget {
+        self.read_only = true;
+        self
     }
 
     pub fn dbname(&self) -> &str {
@@ -206,7 +215,12 @@ impl DbTarget {
         for server in &self.servers {
             let config = self.config(server, application_name);
             match PostgresConnectionManager::new(config, NoTls).connect() {
-                Ok(client) => return Ok(client),
+                Ok(mut client) => {
+                    if self.read_only {
+                        locks::read_only(&mut client)?;
+                    }
+                    return Ok(client);
+                }
                 Err(cause) => {
                     last = Some(DbError::Connect {
                         target: self.describe_at(server),
@@ -607,6 +621,7 @@ fn assemble(
         )?),
         session_attrs,
         remarks,
+        read_only: false,
     })
 }
 

@@ -7,6 +7,7 @@ pub mod connect;
 pub mod embedded;
 pub mod enqueue;
 pub mod error;
+pub mod history;
 pub mod known_output;
 pub mod leftovers;
 pub mod listen;

@@ -204,8 +204,8 @@ pub struct Schema {
 }
 
 impl Schema {
-    /// Whether the queue runner can work here: warnings, or why not and what to do.
-    pub fn serve(&self) -> Result<Vec<String>, DbError> {
+    /// Whether who only reads Hydra's tables can work here: warnings, or why not and what to do.
+    pub fn serve_reader(&self) -> Result<Vec<String>, DbError> {
         let refuse = |text: String| Err(DbError::Schema(text));
         let mut warnings = Vec::new();
         match &self.state {
@@ -229,6 +229,13 @@ impl Schema {
             SchemaState::Older { version } => return refuse(older(*version)),
             SchemaState::Damaged { reason } => return refuse(reason.clone()),
         }
+        Ok(warnings)
+    }
+
+    /// Whether the queue runner can work here: warnings, or why not and what to do.
+    pub fn serve(&self) -> Result<Vec<String>, DbError> {
+        let refuse = |text: String| Err(DbError::Schema(text));
+        let warnings = self.serve_reader()?;
         match self.hydrad {
             HydradState::At(version) if version == HYDRAD_VERSION => Ok(warnings),
             HydradState::At(version) if version > HYDRAD_VERSION => refuse(format!(

@@ -61,7 +61,7 @@ enum Scanned {
 }
 
 /// The answers about many derivations.
-fn inspect(
+pub fn inspect(
     context: &Context,
     parsers: &rayon::ThreadPool,
     batch: &[(QuestionId, Arc<str>)],

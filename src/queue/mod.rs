@@ -10,6 +10,7 @@ pub mod driver;
 pub mod inspect;
 pub mod machine;
 pub mod monitor;
+pub mod observe;
 pub mod runs;
 pub mod salvage;
 pub mod sender;
@@ -303,15 +304,7 @@ struct Service {
 
 fn start(config: &Config) -> Result<Service, Error> {
     let settings = &config.settings;
-    if let Some(uri) = settings
-        .store_uri
-        .as_deref()
-        .filter(|uri| !is_local_store(uri))
-    {
-        return Err(Error::Setting(format!(
-            "store_uri = {uri}: this release can only use the local store as its destination store"
-        )));
-    }
+    check_destination(settings)?;
     let locks = take_lock_files(settings)?;
     let mut client = config.target.connect(APPLICATION_NAME)?;
     for warning in schema::check_schema(&mut client)?.serve()? {
@@ -333,10 +326,34 @@ fn start(config: &Config) -> Result<Service, Error> {
         settings.max_db_connections,
         APPLICATION_NAME,
     );
+    let (context, ends) = context(settings, &config.target, pool, context_parts, Some(proof));
+    let writer = start_writer(&context, ends.writer, context.written.clone())?;
+    for body in adopt::settle(&context).map_err(Error::Leftovers)? {
+        let _ = context.writer.send(writer::Message::Write(writer::Entry {
+            ticket: Ticket(0),
+            body,
+        }));
+    }
+    start_threads(config, context, writer, ends.plan, sessions, locks)
+}
+
+/// The other ends of a context's channels.
+struct Ends {
+    plan: Receiver<Inbox>,
+    writer: Receiver<writer::Message>,
+}
+
+/// What the threads share, and what they send to.
+fn context(
+    settings: &Settings,
+    target: &DbTarget,
+    pool: Pool,
+    parts: (LogStore, GcRoots),
+    proof: Option<LockProof>,
+) -> (Arc<Context>, Ends) {
     let (plan_sender, plan_inbox) = bounded(INBOX);
     // Bounded by the plan's credit, so that the plan never waits for the writer.
     let (writer_sender, writer_inbox) = unbounded();
-    let position = Arc::new(AtomicU64::new(0));
     let context = Arc::new(Context {
         store: Arc::new(
             LocalStore::from_env(
@@ -348,8 +365,8 @@ fn start(config: &Config) -> Result<Service, Error> {
                 settings.deadlines.register,
             ),
         ),
-        logs: context_parts.0,
-        roots: context_parts.1,
+        logs: parts.0,
+        roots: parts.1,
         pool,
         machines: Registry::new(machine::Ways {
             deadlines: deadlines(settings),
@@ -364,27 +381,34 @@ fn start(config: &Config) -> Result<Service, Error> {
         runs: Runs::default(),
         leftovers: Leftovers::default(),
         traffic: slot::Traffic::default(),
-        written: position.clone(),
+        written: Arc::new(AtomicU64::new(0)),
         queue_poll: settings.queue_poll_interval,
         share_window_secs: PlanSettings::default().share_window_secs,
         local_host: nix_conf::local_host(),
         build_one: config.build_one,
         plan: plan_sender,
-        target: config.target.clone(),
+        target: target.clone(),
         stopping: AtomicBool::new(false),
         limits: RwLock::new(limits(settings)),
-        lock: Mutex::new(Some(proof)),
+        lock: Mutex::new(proof),
         started: Instant::now(),
         beat: Mutex::new(Instant::now()),
     });
-    let writer = start_writer(&context, writer_inbox, position)?;
-    for body in adopt::settle(&context).map_err(Error::Leftovers)? {
-        let _ = context.writer.send(writer::Message::Write(writer::Entry {
-            ticket: Ticket(0),
-            body,
-        }));
+    let ends = Ends {
+        plan: plan_inbox,
+        writer: writer_inbox,
+    };
+    (context, ends)
+}
+
+fn check_destination(settings: &Settings) -> Result<(), Error> {
+    let uri = settings.store_uri.as_deref();
+    match uri.filter(|uri| !is_local_store(uri)) {
+        None => Ok(()),
+        Some(uri) => Err(Error::Setting(format!(
+            "store_uri = {uri}: this release can only use the local store as its destination store"
+        ))),
     }
-    start_threads(config, context, writer, plan_inbox, sessions, locks)
 }
 
 /// Hydra's own queue runner at work on this database.
@@ -484,7 +508,7 @@ fn limits(settings: &Settings) -> Limits {
     }
 }
 
-fn plan_settings(settings: &Settings) -> PlanSettings {
+pub fn plan_settings(settings: &Settings) -> PlanSettings {
     PlanSettings {
         unsupported_ms_max: settings.max_unsupported_time.as_millis() as u64,
         tries_max: settings.max_tries,
@@ -572,14 +596,7 @@ fn start_threads(
     let plan = spawn("plan", move || {
         driver::drive(plan, clock, &plan_inbox, &ways)
     })?;
-    let parsers = rayon::ThreadPoolBuilder::new()
-        .thread_name(|n| format!("parse-{n}"))
-        .build()
-        .map_err(|error| Error::System {
-            what: "threads for parsing",
-            error: std::io::Error::other(error),
-        })?;
-    let parsers = Arc::new(parsers);
+    let parsers = Arc::new(parsers()?);
     for name in ["inspect-1", "inspect-2"].iter().take(INSPECTORS) {
         let (context, parsers, questions) = (context.clone(), parsers.clone(), questions.clone());
         threads.push((
@@ -620,8 +637,20 @@ fn start_threads(
     })
 }
 
+/// The threads that scan derivations.
+///
+/// # Errors
+/// When the system refuses threads.
+pub fn parsers() -> Result<rayon::ThreadPool, Error> {
+    let builder = rayon::ThreadPoolBuilder::new().thread_name(|n| format!("parse-{n}"));
+    builder.build().map_err(|error| Error::System {
+        what: "threads for parsing",
+        error: std::io::Error::other(error),
+    })
+}
+
 /// The machines files as the environment names them.
-fn machines_files(local: LocalHost) -> MachinesFiles {
+pub fn machines_files(local: LocalHost) -> MachinesFiles {
     let remote_systems = std::env::var("NIX_REMOTE_SYSTEMS").ok();
     MachinesFiles::from_env(
         remote_systems.as_deref(),

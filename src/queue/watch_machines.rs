@@ -8,6 +8,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::{salvage, Context};
 use crate::config::machines::{shrank, MachineLine, MachinesFiles, MachinesFromEnv};
+use crate::model::MachineId;
 use crate::plan::event::{Event, MachineSpec};
 
 /// How often the files are looked at.
@@ -139,19 +140,7 @@ fn apply(context: &Arc<Context>, old: &[MachineLine], new: &[MachineLine], files
         .iter()
         .map(|line| {
             let id = context.machines.configure(&Arc::new(line.clone()));
-            let boxed = |texts: &std::collections::BTreeSet<String>| {
-                texts.iter().map(|t| t.as_str().into()).collect()
-            };
-            MachineSpec {
-                id,
-                name: line.name.as_str().into(),
-                systems: boxed(&line.systems),
-                slots: line.slots,
-                speed_factor: line.speed_factor as f32,
-                supported_features: boxed(&line.supported),
-                mandatory_features: boxed(&line.mandatory),
-                enabled: true,
-            }
+            spec(line, id)
         })
         .collect();
     let loaded_from_file = matches!(files.from, MachinesFromEnv::Files(_)) && !new.is_empty()
@@ -161,4 +150,21 @@ fn apply(context: &Arc<Context>, old: &[MachineLine], new: &[MachineLine], files
         loaded_from_file,
     });
     salvage::ask_machines(context);
+}
+
+/// A machine as the plan wants to know it.
+pub fn spec(line: &MachineLine, id: MachineId) -> MachineSpec {
+    let boxed = |texts: &std::collections::BTreeSet<String>| {
+        texts.iter().map(|text| text.as_str().into()).collect()
+    };
+    MachineSpec {
+        id,
+        name: line.name.as_str().into(),
+        systems: boxed(&line.systems),
+        slots: line.slots,
+        speed_factor: line.speed_factor as f32,
+        supported_features: boxed(&line.supported),
+        mandatory_features: boxed(&line.mandatory),
+        enabled: true,
+    }
 }

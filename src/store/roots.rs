@@ -23,6 +23,13 @@ impl GcRoots {
         })
     }
 
+    /// For those who add nothing: the folder is not made.
+    pub fn reader(dir: &Path) -> GcRoots {
+        GcRoots {
+            dir: dir.to_owned(),
+        }
+    }
+
     pub fn dir(&self) -> &Path {
         &self.dir
     }

@@ -9,6 +9,7 @@
 //!
 //! Reads no clock and knows no thread: equal configurations give equal runs.
 
+pub mod forecast;
 mod queue;
 
 use std::collections::{BTreeMap, VecDeque};
