@@ -226,7 +226,7 @@ fn simulate_from_database_says_when_the_queue_is_done_and_what_other_machines_wo
     let more = site.file(
         "more-machines",
         &format!(
-            "{}far {} - 3 1 kvm -\n",
+            "{}far {} - 4 1 kvm -\n",
             Site::localhost(1),
             common::system()
         ),
@@ -272,15 +272,12 @@ fn simulate_from_database_says_when_the_queue_is_done_and_what_other_machines_wo
     assert_eq!(picture(&scenarios[0]), (now.clone(), now.clone()));
     assert!((400..=407).contains(&now[0].2), "{report:#}");
     assert_eq!(scenarios[0]["seconds"], 407);
-    // Four slots, and a machine with the feature: what is special takes as long as most things do.
+    // A slot for everything, and a machine with the feature; what is special takes as long as most things do.
     let then = vec![
         row("manual:first", 4, 100, 0),
-        row("manual:second", 6, 200, 0),
+        row("manual:second", 6, 107, 0),
     ];
-    assert_eq!(picture(&scenarios[1]).1[0], then[0]);
-    let special = picture(&scenarios[1]).1[1].clone();
-    assert_eq!((special.1, special.3), (6, 0));
-    assert!(special.2 >= 107 && special.2 <= 200, "{report:#}");
+    assert_eq!(picture(&scenarios[1]), (then.clone(), then));
     assert_eq!(scenarios[0]["bottleneck"], common::system());
     assert_eq!(scenarios[0]["neverBuilt"][0]["build"], second[5]);
     assert_eq!(

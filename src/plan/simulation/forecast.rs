@@ -95,8 +95,13 @@ impl Forecast {
             loaded_from_file: true,
         });
         let pages = queue.builds.chunks(PAGE).map(<[_]>::to_vec).collect();
+        // What no machine can do is known at once; it has nothing to wait for.
+        let settings = PlanSettings {
+            unsupported_ms_max: 0,
+            ..queue.settings
+        };
         Forecast {
-            plan: Plan::new(queue.settings, 0, queue.begin),
+            plan: Plan::new(settings, 0, queue.begin),
             now: queue.begin,
             begin: queue.begin,
             looked: queue.begin,
