@@ -326,7 +326,14 @@ fn start(config: &Config) -> Result<Service, Error> {
         settings.max_db_connections,
         APPLICATION_NAME,
     );
-    let (context, ends) = context(settings, &config.target, pool, context_parts, Some(proof));
+    let (context, ends) = context(
+        settings,
+        &config.target,
+        pool,
+        context_parts,
+        Some(proof),
+        config.build_one,
+    );
     let writer = start_writer(&context, ends.writer, context.written.clone())?;
     for body in adopt::settle(&context).map_err(Error::Leftovers)? {
         let _ = context.writer.send(writer::Message::Write(writer::Entry {
@@ -350,6 +357,7 @@ fn context(
     pool: Pool,
     parts: (LogStore, GcRoots),
     proof: Option<LockProof>,
+    build_one: Option<BuildId>,
 ) -> (Arc<Context>, Ends) {
     let (plan_sender, plan_inbox) = bounded(INBOX);
     // Bounded by the plan's credit, so that the plan never waits for the writer.
@@ -385,7 +393,7 @@ fn context(
         queue_poll: settings.queue_poll_interval,
         share_window_secs: PlanSettings::default().share_window_secs,
         local_host: nix_conf::local_host(),
-        build_one: config.build_one,
+        build_one,
         plan: plan_sender,
         target: target.clone(),
         stopping: AtomicBool::new(false),

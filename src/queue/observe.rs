@@ -46,7 +46,7 @@ pub fn observe(settings: &Settings, target: &DbTarget) -> Result<Observer, Error
         LogStore::reader(&settings.data_dir),
         GcRoots::reader(&settings.gc_roots_dir),
     );
-    let (context, ends) = context(settings, &target, pool, parts, None);
+    let (context, ends) = context(settings, &target, pool, parts, None, None);
     Ok(Observer {
         context,
         inbox: ends.plan,
