@@ -42,6 +42,7 @@ pub enum Command {
     ClearFailed(admin::clear_failed::ClearFailedArgs),
     Queue(admin::queued::QueueArgs),
     Status(admin::status::StatusArgs),
+    Explain(admin::explain::ExplainArgs),
     Log(admin::log::LogArgs),
     Simulate(admin::simulate::SimulateArgs),
 }

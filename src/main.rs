@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         Command::ClearFailed(args) => admin::clear_failed::run(&args),
         Command::Queue(args) => admin::queued::run(&args),
         Command::Status(args) => admin::status::run(&args),
+        Command::Explain(args) => admin::explain::run(&args),
         Command::Log(args) => admin::log::run(&args),
         Command::Simulate(args) => admin::simulate::run(&args),
     };

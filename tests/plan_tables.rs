@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use hydrad::model::*;
 use hydrad::plan::action::{Action, Record};
 use hydrad::plan::event::*;
+use hydrad::plan::explanation::Subject;
 use hydrad::plan::Plan;
 
 /// Unix time of the beginning, seconds.
@@ -85,6 +86,18 @@ impl Table {
             let why = self.plan.why(self.now, id);
             self.lines
                 .push(format!("    {}", why.unwrap_or_else(|| "unknown".into())));
+            return;
+        }
+        if let Some(subject) = line.strip_prefix("explain ") {
+            let subject = match (subject.parse(), subject.strip_prefix("machine ")) {
+                (Ok(id), _) => Subject::Build(BuildId(id)),
+                (_, Some(machine)) => Subject::Machine(machine.into()),
+                _ => Subject::Drv(path(subject)),
+            };
+            let told = self.plan.explain(self.now, &subject);
+            let lines = told.map_or(vec!["unknown".into()], |told| told.lines());
+            let lines = lines.iter().map(|line| format!("    {line}"));
+            self.lines.extend(lines);
             return;
         }
         let event = self.event(line);
@@ -247,6 +260,10 @@ impl Table {
                 Event::Tick
             }
             "stop" => Event::Stop,
+            "hold" => Event::Hold {
+                hold: Hold::Database,
+                why: (rest[0] != "over").then(|| rest.join(" ").into()),
+            },
             "tries" => {
                 let tries_max = rest[0].parse().expect("tries");
                 Event::Settings(PlanSettings {
@@ -456,20 +473,20 @@ builds 10:top
 needs top x86_64-linux dep
     inspect dep
 why 10
-    waits for ‘/nix/store/dep.drv’, which is being inspected, since 0s
+    waits for ‘/nix/store/dep.drv’, which is being inspected, since 0 s
 needs dep x86_64-linux
     #1 start dep on a: run 1 for 10, announced [], silent 3600 timeout 36000, wanted by 1
 phase dep building
     #2 phase of run 1: building
 why 10
-    waits for ‘/nix/store/dep.drv’, which is building on ‘a’ since 0s
+    waits for ‘/nix/store/dep.drv’, which is building on ‘a’ since 0 s
 phase dep receiving
     #3 phase of run 1: receiving outputs
 built dep
     #4 finish run 1: succeeded
     #5 start top on a: run 2 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
 why 10
-    is preparing on ‘a’ since 0s
+    is preparing on ‘a’ since 0 s
 built top
     #6 finish run 2: succeeded
     #7 succeed 10 in 10s
@@ -519,7 +536,7 @@ valid top
 not-described top
     say warn: cannot describe the outputs of ‘top’: disk full; will ask again after 60s
 why 10
-    is inspected again in 60s, after a fault of this host
+    is inspected again in 1 min 0 s, after a fault of this host
 wait 60s
     inspect top
 needs top x86_64-linux
@@ -685,7 +702,7 @@ transient top
     say warn: possibly transient failure building ‘top’ on ‘a’: it broke
     say info: will retry ‘top’ after 65s
 why 10
-    is tried again in 65s (failed tries: 1)
+    is tried again in 1 min 5 s (failed tries: 1), after an error on ‘a’: it broke
 wait 59s
 wait 10s
     #3 start top on a: run 2 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
@@ -719,7 +736,7 @@ machine-fault one
     #3 start one on b: run 2 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
 needs two x86_64-linux
 why 11
-    is ready since 0s and waits for a machine of type x86_64-linux: all machines for it are busy, 0 others wait for them too
+    is ready since 0 s and waits for a machine of type x86_64-linux: all machines for it are busy (‘b’ 1/1, ‘a’ is set aside for 1 min 16 s more after a failure: it broke), nothing else waits for them
 wait 100s
     #4 start two on a: run 3 for 11, announced [11], silent 3600 timeout 36000, wanted by 1
 phase two building
@@ -752,7 +769,7 @@ machine-fault one
 machine-fault two
     #4 finish run 2: aborted “it broke”, keep log
 why 10
-    is ready since 0s and waits for a machine of type x86_64-linux: every machine for it is set aside, ‘a’ for 76s more: it broke
+    is ready since 0 s and waits for a machine of type x86_64-linux: no machine for it takes anything: ‘a’ is set aside for 1 min 16 s more after a failure: it broke
 wait 59s
 wait 1s
     #5 start one on a: run 3 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
@@ -790,7 +807,7 @@ our-fault top
     #4 finish run 2: aborted “it broke”, keep log
     say info: will retry ‘top’ after 187s
 why 10
-    is tried again in 187s (failed tries: 0)
+    is tried again in 3 min 7 s (failed tries: 0), after an error: it broke
 "#,
     );
 }
@@ -928,7 +945,7 @@ builds 10:top 11:strange
 needs top x86_64-linux strange
 needs strange riscv64-linux features=big,kvm
 why 10
-    waits for ‘/nix/store/strange.drv’, which is ready since 0s and waits for a machine of type riscv64-linux:big,kvm: no machine supports that
+    waits for ‘/nix/store/strange.drv’, which is ready since 0 s and waits for a machine of type riscv64-linux:big,kvm: no machine supports that; the nearest, ‘a’, lacks the system type riscv64-linux (it has x86_64-linux) and lacks the features big, kvm
 machines a:x86_64-linux:1
     say error: aborting unsupported build step 'strange' (type 'riscv64-linux:big,kvm')
     #1 strange unsupported system type “unsupported system type 'riscv64-linux:big,kvm'”, primary 11: 10 unsupported system type +row, 11 unsupported system type +row
@@ -952,7 +969,7 @@ builds 11:strange
     page taken
 needs strange riscv64-linux
 why 11
-    is ready since 0s and waits for a machine of type riscv64-linux: no machine supports that
+    is ready since 0 s and waits for a machine of type riscv64-linux: no machine supports that; the nearest, ‘a’, lacks the system type riscv64-linux (it has x86_64-linux); given up in 1 h 0 min if none comes
 wait 3599s
 wait 1s
     say error: aborting unsupported build step 'strange' (type 'riscv64-linux')
@@ -1083,7 +1100,7 @@ builds 13:d
     inspect d
 needs c x86_64-linux
 why 12
-    is ready since 0s and waits for a machine of type x86_64-linux: the database is 2 records behind
+    is ready since 0 s and waits for a machine of type x86_64-linux: the database is 2 records behind
 written 1
     #3 start c on a: run 3 for 12, announced [12], silent 3600 timeout 36000, wanted by 1
 needs d x86_64-linux
@@ -1110,7 +1127,7 @@ built a
     #2 finish run 1: succeeded
     #3 succeed 10 in 10s
 why 11
-    is ready since 0s and waits for a machine of type x86_64-linux: nothing new is started any more
+    is ready since 0 s and waits for a machine of type x86_64-linux: nothing new is started any more
 "#,
     );
 }
@@ -1153,9 +1170,86 @@ built one
     #2 finish run 1: succeeded
     #3 succeed 10 in 10s
 why 11
-    is ready since 0s and waits for a machine of type x86_64-linux: no machine supports that
+    is ready since 0 s and waits for a machine of type x86_64-linux: no machine supports that; the nearest, ‘b’, lacks the system type x86_64-linux (it has aarch64-linux); given up in 1 h 0 min if none comes
 machines a:x86_64-linux:1
     #4 start two on a: run 2 for 11, announced [11], silent 3600 timeout 36000, wanted by 1
+"#,
+    );
+}
+
+#[test]
+fn what_is_said_of_a_step_that_does_not_start() {
+    let settings = PlanSettings {
+        unsupported_ms_max: 600_000,
+        ..PlanSettings::default()
+    };
+    check_with(
+        settings,
+        r#"
+jobset 1 shares=100 used=500
+jobset 2 shares=100
+machines a:x86_64-linux:1 b:aarch64-linux:2 features=kvm
+builds 9:busy 10:top 11:alone jobset=1
+    inspect busy
+    inspect top
+    inspect alone
+    page taken
+builds 12:other jobset=2
+    inspect other
+    page taken
+needs busy x86_64-linux
+    #1 start busy on a: run 1 for 9, announced [9], silent 3600 timeout 36000, wanted by 1
+needs top x86_64-linux left right
+    inspect left
+    inspect right
+needs alone x86_64-linux features=big,kvm
+needs other x86_64-linux
+needs left x86_64-linux deep
+    inspect deep
+needs right riscv64-linux
+needs deep x86_64-linux
+explain 9
+    is preparing on ‘a’ since 0 s
+explain 10
+    waits for ‘/nix/store/right.drv’ (and 1 other input), which is ready since 0 s and waits for a machine of type riscv64-linux: no machine supports that; the nearest, ‘a’, lacks the system type riscv64-linux (it has x86_64-linux); given up in 10 min 0 s if none comes
+    all it waits for: 2 ready, 1 blocked
+    number 1 of 1 ready steps that the same machines could do: global priority 0, share used 5.000000 by p:j1, local priority 100, 0 features, 1 dependents, lowest build 10
+explain 11
+    is ready since 0 s and waits for a machine of type x86_64-linux:big,kvm: no machine supports that; the nearest, ‘a’, lacks the feature big; given up in 10 min 0 s if none comes
+    number 1 of 1 ready steps that the same machines could do: global priority 0, share used 5.000000 by p:j1, local priority 100, 2 features, 0 dependents, lowest build 11
+explain 12
+    is ready since 0 s and waits for a machine of type x86_64-linux: all machines for it are busy (‘a’ 1/1), 1 other waits for them too
+    number 1 of 2 ready steps that the same machines could do: global priority 0, share used 0.000000 by p:j2, local priority 100, 0 features, 0 dependents, lowest build 12
+explain deep
+    is ready since 0 s and waits for a machine of type x86_64-linux: all machines for it are busy (‘a’ 1/1), 1 other waits for them too
+    number 2 of 2 ready steps that the same machines could do: global priority 0, share used 5.000000 by p:j1, local priority 100, 0 features, 1 dependents, lowest build 10
+    first of them is ‘/nix/store/other.drv’, by its share used: 0.000000 against 5.000000
+explain machine a
+    has all slots in use; 1 of 1 slots in use, 2 ready steps it could do
+    system types x86_64-linux, features kvm, mandatory none, speed 1
+    0 steps done, on average - building and - copying
+    ‘/nix/store/busy.drv’ for build 9, started 0 s ago, is preparing on ‘a’ since 0 s
+phase busy building
+    #2 phase of run 1: building
+hold PostgreSQL is away: connection refused
+built busy
+    #3 finish run 1: succeeded
+    #4 succeed 9 in 10s
+wait 30s
+explain 12
+    is ready since 30 s and waits for a machine of type x86_64-linux: nothing is started: PostgreSQL is away: connection refused
+    number 1 of 2 ready steps that the same machines could do: global priority 0, share used 0.000000 by p:j2, local priority 100, 0 features, 0 dependents, lowest build 12
+    nothing is started since 30 s: PostgreSQL is away: connection refused
+explain machine a
+    takes steps; 0 of 1 slots in use, 2 ready steps it could do
+    system types x86_64-linux, features kvm, mandatory none, speed 1
+    1 steps done, on average 10.0 s building and 0.0 s copying
+    idle since 30 s
+    nothing is started since 30 s: PostgreSQL is away: connection refused
+hold over
+    #5 start other on a: run 2 for 12, announced [12], silent 3600 timeout 36000, wanted by 1
+explain nothing
+    unknown
 "#,
     );
 }

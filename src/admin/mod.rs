@@ -5,6 +5,7 @@ pub mod check;
 pub mod clear_failed;
 pub mod connect;
 pub mod enqueue;
+pub mod explain;
 pub mod forecast;
 pub mod init;
 pub mod log;

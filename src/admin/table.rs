@@ -25,14 +25,7 @@ pub fn table(rows: &[Vec<String>]) -> String {
     text
 }
 
-/// Seconds as a person says them: `42 s`, `3 min 5 s`, `2 h 10 min`.
-pub fn duration(secs: i64) -> String {
-    match secs {
-        i64::MIN..60 => format!("{secs} s"),
-        60..3600 => format!("{} min {} s", secs / 60, secs % 60),
-        _ => format!("{} h {} min", secs / 3600, secs % 3600 / 60),
-    }
-}
+pub use crate::base::text::duration;
 
 /// Bytes as a person says them.
 pub fn size(bytes: i64) -> String {
@@ -64,14 +57,6 @@ mod tests {
         assert_eq!(
             table(&[row(&["id", "job"]), row(&["1000", "ä"]), row(&["1", ""])]),
             "id    job\n1000  ä\n1\n"
-        );
-    }
-
-    #[test]
-    fn durations_are_readable() {
-        assert_eq!(
-            [duration(7), duration(65), duration(7260)],
-            ["7 s", "1 min 5 s", "2 h 1 min"]
         );
     }
 }

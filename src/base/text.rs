@@ -44,9 +44,28 @@ pub fn clip(text: &str, bytes_max: usize) -> String {
     format!("{}...", &text[..end])
 }
 
+/// Seconds as a person says them: `42 s`, `3 min 5 s`, `2 h 10 min`, `3 days 4 h`.
+pub fn duration(secs: i64) -> String {
+    const DAY: i64 = 86_400;
+    match secs {
+        i64::MIN..60 => format!("{secs} s"),
+        60..3600 => format!("{} min {} s", secs / 60, secs % 60),
+        3600..172_800 => format!("{} h {} min", secs / 3600, secs % 3600 / 60),
+        _ => format!("{} days {} h", secs / DAY, secs % DAY / 3600),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn durations_are_readable() {
+        assert_eq!(
+            [duration(7), duration(65), duration(7260), duration(180_000)],
+            ["7 s", "1 min 5 s", "2 h 1 min", "2 days 2 h"]
+        );
+    }
 
     #[test]
     fn escapes_and_controls_go() {

@@ -23,6 +23,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use super::locks::LockProof;
 use super::payload;
 use super::pool::{Pool, Tx};
+use super::questions;
 use super::DbError;
 use crate::base::text;
 use crate::model::{BuildId, BuildOutput, BuildStatus, MachineId, RunId, Ticket, UnixSecs};
@@ -53,6 +54,8 @@ pub enum Message {
     Write(Entry),
     /// Replace the `SystemStatus` row and announce it.
     Status(String),
+    /// Answer a question of `hydrad.questions`.
+    Answer(i64, String),
     /// Leave once everything before is written or `until` has passed.
     Stop {
         until: Instant,
@@ -131,6 +134,8 @@ pub struct Surroundings {
     pub machine_name: Arc<dyn Fn(MachineId) -> String + Send + Sync>,
     /// Path of the log of the current attempt of a derivation; with `keep`, moves it aside first and gives its new path.
     pub log_path: LogPath,
+    /// Told why PostgreSQL cannot be written to, and `None` when it can again.
+    pub away: Arc<dyn Fn(Option<&str>) + Send + Sync>,
     /// Told whenever more is committed.
     pub written: Arc<dyn Fn(Ticket) + Send + Sync>,
     /// The newest ticket up to which everything is committed.
@@ -197,6 +202,7 @@ pub struct Writer {
     /// Tickets done beyond the position.
     done_ahead: BTreeSet<u64>,
     status: Option<String>,
+    answers: Vec<(i64, String)>,
     stop: Option<Instant>,
     away_since: Option<Instant>,
 }
@@ -212,6 +218,7 @@ impl Writer {
             backlog: VecDeque::new(),
             done_ahead: BTreeSet::new(),
             status: None,
+            answers: Vec::new(),
             stop: None,
             away_since: None,
         }
@@ -240,6 +247,9 @@ impl Writer {
             }
             if let Some(status) = self.status.take() {
                 self.write_status(&status);
+            }
+            if !self.answers.is_empty() {
+                self.write_answers();
             }
             if waiting.is_empty() {
                 phase_since = None;
@@ -270,6 +280,20 @@ impl Writer {
         }
     }
 
+    /// Whoever asked asks again, or does without.
+    fn write_answers(&mut self) {
+        let answers = std::mem::take(&mut self.answers);
+        if (self.around.lock)().is_none() {
+            return;
+        }
+        let written = (self.around.pool)
+            .get(CONNECTION_MAX)
+            .and_then(|mut conn| questions::answer(&mut conn, &answers));
+        if let Err(error) = written {
+            log::error!("{} answers could not be written: {error}", answers.len());
+        }
+    }
+
     /// Waits for something to write, then takes all that has come.
     fn receive(
         &mut self,
@@ -279,6 +303,7 @@ impl Writer {
     ) {
         loop {
             let urgent = self.status.is_some()
+                || !self.answers.is_empty()
                 || self.stop.is_some()
                 || waiting.iter().any(|entry| {
                     !matches!(entry.body, Body::Record(Record::Phase { .. }) | Body::Void)
@@ -309,6 +334,7 @@ impl Writer {
                     waiting.push_back(entry);
                 }
                 Ok(Message::Status(json)) => self.status = Some(json),
+                Ok(Message::Answer(id, json)) => self.answers.push((id, json)),
                 Ok(Message::Stop { until }) => self.stop = Some(until),
                 Err(RecvTimeoutError::Timeout) => return,
                 Err(RecvTimeoutError::Disconnected) => {
@@ -389,6 +415,7 @@ impl Writer {
                             "the database is back after {} s; writing goes on",
                             since.elapsed().as_secs()
                         );
+                        (self.around.away)(None);
                     }
                     self.commit(staged);
                     return;
@@ -398,6 +425,7 @@ impl Writer {
                         log::error!("the database is away: {reason}; {} records wait, nothing new is started",
                             group.len());
                         self.away_since = Some(Instant::now());
+                        (self.around.away)(Some(&reason));
                     }
                     if self.stop.is_some_and(|until| Instant::now() >= until) {
                         log::warn!(

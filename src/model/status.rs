@@ -84,6 +84,19 @@ impl Phase {
         self as i32
     }
 
+    pub fn from_code(code: i32) -> Option<Phase> {
+        use Phase::*;
+        Some(match code {
+            1 => Preparing,
+            10 => Connecting,
+            20 => SendingInputs,
+            30 => Building,
+            40 => ReceivingOutputs,
+            50 => PostProcessing,
+            _ => return None,
+        })
+    }
+
     pub fn text(self) -> &'static str {
         match self {
             Phase::Preparing => "preparing",

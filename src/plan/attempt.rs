@@ -24,7 +24,7 @@ impl Plan {
     /// Starts what can be started: again and again the best machine takes the best step it supports.
     pub(super) fn place(&mut self) {
         self.placing = false;
-        if self.stopped || !self.machines.known {
+        if self.stopped || !self.machines.known || !self.holds.is_empty() {
             return;
         }
         if !self.failing.is_empty() || !self.unwanted.is_empty() {
@@ -83,6 +83,7 @@ impl Plan {
             primary,
             phase: Phase::Preparing,
             phase_since: self.now,
+            began: self.now,
             holds_slot: true,
             killed: false,
         });
@@ -238,6 +239,7 @@ impl Plan {
                     self.machine_name(run.machine)
                 );
                 self.say(Level::Warn, text);
+                self.note_trouble(step, Some(run.machine), &message);
                 self.defer(step, delay);
             }
             Outcome::MachineFault { message } => {
@@ -262,6 +264,7 @@ impl Plan {
                     );
                     self.say(Level::Warn, text);
                 }
+                self.note_trouble(step, Some(run.machine), &message);
                 self.again(step);
             }
             Outcome::OurFault { message } => {
@@ -272,6 +275,7 @@ impl Plan {
                 finish.keep_attempt_log = again;
                 self.record(Record::FinishStep(finish));
                 if again {
+                    self.note_trouble(step, None, &message);
                     let slot = self.graph.step_mut(step);
                     slot.put_off = slot.put_off.saturating_add(1);
                     let put_off = u32::from(slot.put_off);

@@ -81,10 +81,31 @@ pub enum Event {
     },
     /// The settings that steer decisions changed (SIGHUP).
     Settings(PlanSettings),
+    /// Start nothing new while this holds; `None`: it holds no more.
+    Hold {
+        hold: Hold,
+        why: Option<Box<str>>,
+    },
     /// Start nothing new from now on.
     Stop,
     /// Only time has passed.
     Tick,
+}
+
+/// What keeps everything from being started, until it is over.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Hold {
+    /// PostgreSQL is away, or our lock in it is lost.
+    Database,
+}
+
+impl Hold {
+    /// A word for programs and metrics.
+    pub fn word(self) -> &'static str {
+        match self {
+            Hold::Database => "database-away",
+        }
+    }
 }
 
 /// A row of `Builds` with `finished = 0`.

@@ -5,13 +5,26 @@
 use std::collections::BTreeMap;
 
 use super::builds::BuildState;
-use super::graph::{State, NONE};
-use super::machines::StepTime;
-use super::Plan;
+use super::event::Hold;
+use super::explanation::*;
+use super::graph::State;
+use super::machines::{Machine, StepTime};
+use super::runs::Run;
+use super::{Held, Plan};
+use crate::base::hash::FixedMap;
 use crate::model::{BuildId, JobsetId, MachineId, Millis, Phase};
 
-/// How far down a chain of dependencies an explanation looks.
-const CHAIN_MAX: usize = 10_000;
+/// Steps below another that an explanation looks at.
+const WALK_MAX: usize = 20_000;
+/// Ready steps that it compares one with.
+const COMPETITORS_MAX: usize = 200_000;
+/// Dependents in which it looks for the builds that want a step.
+const DEPENDENTS_LOOKED_AT: usize = 64;
+/// How many of each it names.
+const BUILDS_SHOWN: usize = 10;
+const MACHINES_SHOWN: usize = 10;
+const STUCK_SHOWN: usize = 3;
+const STUCK_LOOKED_AT: usize = STUCK_SHOWN + 1;
 
 /// What Hydra keeps in `SystemStatus`, and what operators ask beyond it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -48,6 +61,8 @@ pub struct Snapshot {
     pub stale_answers: u64,
     /// The plan was told to start nothing new.
     pub stopped: bool,
+    /// What keeps everything from being started.
+    pub holds: Vec<HoldNow>,
     /// In the order of their ids; removed ones are left out once they are idle.
     pub machines: Vec<MachineStatus>,
     /// In the order in which they were announced.
@@ -69,6 +84,7 @@ pub struct MachineStatus {
     /// Set aside until then; `None` if it is not.
     pub set_aside_until: Option<Millis>,
     pub last_error: Option<Box<str>>,
+    pub standing: Standing,
     /// Since when no slot is in use; `None` if one is.
     pub idle_since: Option<Millis>,
     /// Steps built or failed for good there.
@@ -153,6 +169,7 @@ impl Plan {
             tickets_unwritten: self.unwritten(),
             stale_answers: self.totals.stale_answers,
             stopped: self.stopped,
+            holds: self.holds_now(now),
             machines: self.machine_statuses(now),
             jobsets: self.jobset_statuses(),
             system_types: self.system_type_statuses(now),
@@ -160,13 +177,7 @@ impl Plan {
     }
 
     fn machine_statuses(&self, now: Millis) -> Vec<MachineStatus> {
-        let known = self
-            .machines
-            .machines
-            .iter()
-            .flatten()
-            .filter(|machine| machine.listed || machine.current > 0);
-        let status = |machine: &super::machines::Machine| MachineStatus {
+        let status = |machine: &Machine| MachineStatus {
             id: machine.spec.id,
             name: machine.spec.name.clone(),
             enabled: machine.listed && machine.spec.enabled,
@@ -175,6 +186,7 @@ impl Plan {
             consecutive_failures: machine.failures,
             set_aside_until: (machine.failures > 0 && machine.until > now).then_some(machine.until),
             last_error: machine.last_error.clone(),
+            standing: machine.standing(now),
             idle_since: (machine.current == 0).then_some(machine.idle_since),
             steps: machine.steps,
             systems: machine.spec.systems.clone(),
@@ -182,7 +194,12 @@ impl Plan {
             mandatory_features: machine.spec.mandatory_features.clone(),
             last_fault: (machine.last_fault > Millis(0)).then_some(machine.last_fault),
         };
-        known.map(status).collect()
+        self.known_machines().map(status).collect()
+    }
+
+    fn known_machines(&self) -> impl Iterator<Item = &Machine> {
+        let machines = self.machines.machines.iter().flatten();
+        machines.filter(|machine| machine.listed || machine.current > 0)
     }
 
     fn jobset_statuses(&self) -> Vec<JobsetStatus> {
@@ -219,128 +236,463 @@ impl Plan {
 
     /// One line: why this build is not building now, or what of it is. `None` if the plan does not know it.
     pub fn why(&self, now: Millis, build: BuildId) -> Option<String> {
-        let now = now.max(self.now);
-        let build = self.builds.get(self.builds.find(build)?);
-        match build.state {
-            BuildState::Free => None,
-            BuildState::Asked(at) => Some(format!(
-                "its row is being read, since {}s",
-                now.since(at) / 1000
-            )),
-            BuildState::Finished(ticket) if ticket > self.written => {
-                Some("it is finished; the database has yet to hear of it".into())
-            }
-            BuildState::Finished(_) => Some("it is finished".into()),
-            BuildState::Queued => Some(self.why_step(now, build.step)),
+        match self.explain(now, &Subject::Build(build))? {
+            Explanation::Build(build) => build.lines().into_iter().next(),
+            _ => None,
         }
     }
 
-    fn why_step(&self, now: Millis, top: u32) -> String {
-        let mut step = top;
-        // Down one dependency after the other, to one that does not wait for another.
-        for _ in 0..CHAIN_MAX {
-            if self.graph.step(step).state != State::Blocked {
-                break;
+    /// Why something does not build, or what it is doing; `None` if the plan does not know it. Costs a walk over what
+    /// it waits for and over the ready steps that compete with it, both bounded.
+    pub fn explain(&self, now: Millis, subject: &Subject) -> Option<Explanation> {
+        let now = now.max(self.now);
+        match subject {
+            Subject::Build(id) => {
+                let build = self.builds.get(self.builds.find(*id)?);
+                let now = match build.state {
+                    BuildState::Free => return None,
+                    BuildState::Asked(at) => BuildNow::RowAsked {
+                        secs: now.since(at) / 1000,
+                    },
+                    BuildState::Finished(ticket) if ticket > self.written => BuildNow::Finishing,
+                    BuildState::Finished(_) => BuildNow::Finished,
+                    BuildState::Queued => {
+                        BuildNow::Queued(Box::new(self.explain_step(now, build.step)))
+                    }
+                };
+                Some(Explanation::Build(BuildExplanation { build: *id, now }))
             }
-            // Rather one that runs than one that waits.
-            let mut next = NONE;
-            for dep in self.graph.deps(step).take(1_000) {
-                if next == NONE || self.graph.step(dep).state == State::Running {
-                    next = dep;
+            Subject::Drv(drv) => {
+                let step = self.graph.names.find(drv)?;
+                match self.graph.step(step).state {
+                    State::Free | State::Valid => None,
+                    _ => Some(Explanation::Step(self.explain_step(now, step))),
                 }
             }
-            if next == NONE {
-                break;
+            Subject::Machine(name) => {
+                let machines = self.machines.machines.iter().flatten();
+                let of_name = |machine: &&Machine| machine.spec.name == *name;
+                let machine = machines.filter(of_name).last()?;
+                let machine = self.explain_machine(now, machine);
+                Some(Explanation::Machine(Box::new(machine)))
             }
-            step = next;
         }
-        let told = self.tell_step(now, step);
-        if step == top {
-            return told;
-        }
-        let missing = self.graph.step(top).missing;
-        let others = match missing {
-            1 => String::new(),
-            _ => format!(" (and {} other inputs)", missing - 1),
-        };
-        format!("waits for ‘{}’{others}, which {told}", self.graph.drv(step))
     }
 
-    fn tell_step(&self, now: Millis, step: u32) -> String {
+    /// All machines that are listed or busy, in the order of their ids.
+    pub fn explain_machines(&self, now: Millis) -> Vec<MachineExplanation> {
+        let now = now.max(self.now);
+        self.known_machines()
+            .map(|machine| self.explain_machine(now, machine))
+            .collect()
+    }
+
+    fn explain_step(&self, now: Millis, top: u32) -> StepExplanation {
+        let walk = self.walk_down(top);
+        let path = walk.path;
+        let at = path.last().copied().unwrap_or(top);
+        let stuck = walk.stuck.iter().filter(|&&step| step != at);
+        StepExplanation {
+            drv: self.graph.drv(top).into(),
+            inputs_missing: self.graph.step(top).missing,
+            chain: path[1..]
+                .iter()
+                .map(|&step| self.graph.drv(step).into())
+                .collect(),
+            at: self.step_now(now, at, true),
+            below: walk.below,
+            stuck: stuck
+                .take(STUCK_SHOWN)
+                .map(|&step| self.step_now(now, step, false))
+                .collect(),
+            holds: self.holds_now(now),
+        }
+    }
+
+    /// Breadth first down from a step to those that wait for no other.
+    fn walk_down(&self, top: u32) -> Walk {
+        let mut walk = Walk {
+            path: vec![top],
+            below: Below::default(),
+            stuck: Vec::new(),
+        };
+        if self.graph.step(top).state != State::Blocked {
+            return walk;
+        }
+        let mut seen: FixedMap<u32, ()> = FixedMap::default();
+        // Each step with the place of the one it was reached from and how deep it lies.
+        let mut queue: Vec<(u32, usize, u32)> = vec![(top, 0, 0)];
+        seen.insert(top, ());
+        let mut end: Option<(usize, u32)> = None;
+        let mut at = 0;
+        while let Some(&(step, _, depth)) = queue.get(at) {
+            let state = self.graph.step(step).state;
+            if at > 0 {
+                walk.below.count(state);
+            }
+            if state != State::Blocked {
+                // Of those at the least depth rather one that runs.
+                let runs = state == State::Running;
+                let better = match end {
+                    None => true,
+                    Some((found, found_depth)) => {
+                        depth == found_depth
+                            && runs
+                            && self.graph.step(queue[found].0).state != State::Running
+                    }
+                };
+                if better {
+                    end = Some((at, depth));
+                }
+                if walk.stuck.len() < STUCK_LOOKED_AT && self.stands_still(step) {
+                    walk.stuck.push(step);
+                }
+            }
+            for dep in self.graph.deps(step) {
+                if queue.len() >= WALK_MAX {
+                    walk.below.more = true;
+                    break;
+                }
+                if seen.insert(dep, ()).is_none() {
+                    queue.push((dep, at, depth + 1));
+                }
+            }
+            at += 1;
+        }
+        if let Some((mut at, _)) = end {
+            walk.path.clear();
+            while at > 0 {
+                walk.path.push(queue[at].0);
+                at = queue[at].1;
+            }
+            walk.path.push(top);
+            walk.path.reverse();
+        }
+        walk
+    }
+
+    /// Whether something is wrong with it, or with all machines for it.
+    fn stands_still(&self, step: u32) -> bool {
+        let slot = self.graph.step(step);
+        match slot.state {
+            State::Deferred | State::AskLater | State::Doomed => true,
+            State::Runnable => !self.machines.covers(slot.class),
+            _ => false,
+        }
+    }
+
+    fn step_now(&self, now: Millis, step: u32, with_order: bool) -> StepNow {
         let slot = self.graph.step(step);
         let elapsed = now.since(self.began) / 1000;
-        let age = elapsed.saturating_sub(u64::from(slot.since));
         let rest = u64::from(slot.aux).saturating_sub(elapsed);
-        match slot.state {
-            State::Free | State::Doomed => "has failed; this is being recorded".into(),
-            State::Asking => format!(
-                "waits to be inspected, {} before it",
-                self.questions.waiting()
-            ),
-            State::Inspecting => format!("is being inspected, since {age}s"),
-            State::AskLater => format!("is inspected again in {rest}s, after a fault of this host"),
-            State::Valid => {
-                format!("is built already; its outputs are being described, since {age}s")
-            }
-            State::Blocked => format!("waits for {} inputs", slot.missing),
-            State::Deferred => format!("is tried again in {rest}s (failed tries: {})", slot.tries),
-            State::Running => {
-                let run = self.runs.peek(slot.aux);
-                let machine = self
-                    .machines
-                    .get(run.machine)
-                    .map_or("?", |machine| &machine.spec.name);
-                let phase_secs = now.since(run.phase_since) / 1000;
-                let killed = if run.killed { ", being killed" } else { "" };
-                format!(
-                    "is {} on ‘{machine}’ since {phase_secs}s{killed}",
-                    run.phase.text()
-                )
-            }
-            State::Runnable => self.tell_runnable(now, slot.class, age),
+        let reason = match slot.state {
+            State::Free | State::Doomed => Reason::Failing,
+            State::Asking => Reason::WaitsForInspection {
+                before: self.questions.waiting() as u64,
+            },
+            State::Inspecting => Reason::Inspecting,
+            State::AskLater => Reason::InspectedAgain { in_secs: rest },
+            State::Valid => Reason::Describing,
+            State::Blocked => Reason::Blocked {
+                inputs: slot.missing,
+            },
+            State::Deferred => Reason::Deferred { in_secs: rest },
+            State::Running => Reason::Running(self.run_now(now, self.runs.peek(slot.aux))),
+            State::Runnable => self.why_not_started(now, step),
+        };
+        let class = self.index.classes.get(slot.class as usize);
+        let (mut builds, complete) = self.search_dependents(step, DEPENDENTS_LOOKED_AT);
+        builds.sort_unstable();
+        builds.dedup();
+        let complete = complete && builds.len() <= BUILDS_SHOWN;
+        builds.truncate(BUILDS_SHOWN);
+        StepNow {
+            drv: self.graph.drv(step).into(),
+            system_type: class.map(|class| class.system_type.clone()),
+            secs: elapsed.saturating_sub(u64::from(slot.since)),
+            tries: u32::from(slot.tries),
+            last_error: self.troubles.get(&step).map(|trouble| StepError {
+                text: trouble.text.clone(),
+                machine: trouble.machine.map(|machine| self.name_of(machine).into()),
+                secs_ago: now.since(trouble.at) / 1000,
+            }),
+            builds: (builds, complete),
+            order: (with_order && could_start(&reason)).then(|| self.order_of(step)),
+            reason,
         }
     }
 
-    fn tell_runnable(&self, now: Millis, class: u32, age: u64) -> String {
-        let name = &self.index.classes[class as usize].system_type;
-        let reason = if self.stopped {
-            "nothing new is started any more".into()
-        } else if !self.machines.known {
-            "the list of machines has not been read yet".into()
-        } else if !self.machines.supports(class) {
-            "no machine supports that".into()
-        } else if !self.machines.covers(class) {
-            let able = |machine: &&super::machines::Machine| {
-                machine.listed
-                    && self.machines.kinds[machine.kind as usize]
-                        .classes
-                        .has(class)
-            };
-            let first = self
-                .machines
-                .machines
-                .iter()
-                .flatten()
-                .filter(able)
-                .min_by_key(|machine| machine.until);
-            match first {
-                Some(machine) => format!(
-                    "every machine for it is set aside, ‘{}’ for {}s more: {}",
-                    machine.spec.name,
-                    machine.until.since(now) / 1000,
-                    machine.last_error.as_deref().unwrap_or("no message")
-                ),
-                None => "every machine for it is disabled".into(),
-            }
-        } else if !self.writer_keeps_up() {
-            format!("the database is {} records behind", self.unwritten())
-        } else {
-            let runnable = self.index.classes[class as usize].runnable;
-            format!(
-                "all machines for it are busy, {} others wait for them too",
-                runnable.saturating_sub(1)
-            )
+    fn name_of(&self, machine: u32) -> &str {
+        self.machines
+            .get(machine)
+            .map_or("?", |machine| &machine.spec.name)
+    }
+
+    fn run_now(&self, now: Millis, run: &Run) -> RunNow {
+        RunNow {
+            drv: self.graph.drv(run.step).into(),
+            build: run.primary,
+            machine: self.name_of(run.machine).into(),
+            phase: run.phase,
+            phase_secs: now.since(run.phase_since) / 1000,
+            secs: now.since(run.began) / 1000,
+            killed: run.killed,
+        }
+    }
+
+    fn holds_now(&self, now: Millis) -> Vec<HoldNow> {
+        let hold = |(hold, held): (&Hold, &Held)| HoldNow {
+            hold: hold.word(),
+            secs: now.since(held.since) / 1000,
+            why: held.why.clone(),
         };
-        format!("is ready since {age}s and waits for a machine of type {name}: {reason}")
+        self.holds.iter().map(hold).collect()
+    }
+
+    fn why_not_started(&self, now: Millis, step: u32) -> Reason {
+        let class = self.graph.step(step).class;
+        let able = |machine: &&Machine| {
+            machine.listed
+                && self.machines.kinds[machine.kind as usize]
+                    .classes
+                    .has(class)
+        };
+        let able = || self.machines.machines.iter().flatten().filter(able);
+        let briefs = || {
+            let mut machines: Vec<&Machine> = able().collect();
+            // Those that come back first.
+            machines.sort_by_key(|machine| (machine.until, machine.spec.id.0));
+            let shown = machines.iter().take(MACHINES_SHOWN);
+            let shown: Vec<_> = shown.map(|machine| self.brief(now, machine)).collect();
+            let more = machines.len() - shown.len();
+            (shown, more)
+        };
+        if self.stopped {
+            Reason::Stopping
+        } else if !self.machines.known {
+            Reason::MachinesUnknown
+        } else if !self.machines.supports(class) {
+            let since = self.began + u64::from(self.graph.step(step).since) * 1000;
+            Reason::NoMachine {
+                nearest: self.nearest(class),
+                given_up_in_secs: self
+                    .unsupported_at(class, since)
+                    .map(|at| at.since(now) / 1000),
+            }
+        } else if !self.machines.covers(class) {
+            let (machines, more) = briefs();
+            Reason::NoneTakes { machines, more }
+        } else if !self.holds.is_empty() {
+            Reason::Held
+        } else if !self.writer_keeps_up() {
+            Reason::DatabaseBehind {
+                records: self.unwritten(),
+            }
+        } else {
+            let (machines, more) = briefs();
+            Reason::AllFull {
+                machines,
+                more,
+                others: self.index.classes[class as usize]
+                    .runnable
+                    .saturating_sub(1),
+            }
+        }
+    }
+
+    /// The machine that lacks least of what a class needs: rather a feature than the system type.
+    fn nearest(&self, class: u32) -> Option<Nearest> {
+        let class = &self.index.classes[class as usize];
+        let lack = |machine: &Machine| {
+            let spec = &machine.spec;
+            let has_system =
+                &*class.platform == "builtin" || spec.systems.contains(&class.platform);
+            let has = |feature: &Box<str>| {
+                spec.supported_features.contains(feature)
+                    || spec.mandatory_features.contains(feature)
+            };
+            let wanted = |feature: &Box<str>| {
+                class.features.contains(feature) || (&**feature == "local" && class.prefer_local)
+            };
+            let lacks: Vec<Box<str>> = class.features.iter().filter(|f| !has(f)).cloned().collect();
+            let insists: Vec<Box<str>> = spec
+                .mandatory_features
+                .iter()
+                .filter(|feature| !wanted(feature))
+                .cloned()
+                .collect();
+            (has_system, lacks, insists)
+        };
+        let machines = self.machines.machines.iter().flatten();
+        let nearest = machines
+            .filter(|machine| machine.listed)
+            .min_by_key(|machine| {
+                let (has_system, lacks, insists) = lack(machine);
+                (!has_system, lacks.len() + insists.len(), machine.spec.id.0)
+            })?;
+        let (has_system, lacks_features, insists_on) = lack(nearest);
+        Some(Nearest {
+            machine: nearest.spec.name.clone(),
+            lacks_system: (!has_system)
+                .then(|| (class.platform.clone(), nearest.spec.systems.clone())),
+            lacks_features,
+            insists_on,
+        })
+    }
+
+    /// The place of a ready step among those that the same machines could do, and the keys that decide it.
+    fn order_of(&self, step: u32) -> Order {
+        let mine = self.graph.step(step);
+        let competes = |class: u32| {
+            class == mine.class
+                || self
+                    .machines
+                    .kinds
+                    .iter()
+                    .any(|kind| kind.classes.has(class) && kind.classes.has(mine.class))
+        };
+        let classes = (0..self.index.classes.len() as u32)
+            .filter(|&class| self.index.classes[class as usize].runnable > 0 && competes(class));
+        let steps = classes.flat_map(|class| self.index.runnable_in(class, &self.graph.steps));
+        let mut steps: Vec<u32> = steps.take(COMPETITORS_MAX + 1).collect();
+        let more = steps.len() > COMPETITORS_MAX;
+        steps.sort_unstable();
+        steps.dedup();
+        let before = |&&other: &&u32| other != step && self.compare_steps(other, step).is_lt();
+        let ahead: Vec<u32> = steps.iter().filter(before).copied().collect();
+        let first = ahead
+            .iter()
+            .copied()
+            .min_by(|&a, &b| self.compare_steps(a, b));
+        let members = self.jobsets.members(mine.set).iter();
+        let lowest = members.copied().min_by(|&a, &b| {
+            self.jobsets
+                .share_used(a)
+                .total_cmp(&self.jobsets.share_used(b))
+        });
+        Order {
+            position: ahead.len() as u32 + 1,
+            of: steps.len() as u32,
+            more,
+            global_priority: mine.global,
+            share_used: self.jobsets.lowest_share(mine.set),
+            jobset: lowest.and_then(|jobset| {
+                let jobset = self.jobsets.all().get((jobset as usize).checked_sub(1)?)?;
+                Some(jobset.name.clone())
+            }),
+            local_priority: mine.local,
+            features: self.index.classes[mine.class as usize].features.len() as u32,
+            dependents: mine.rdeps_seen,
+            lowest_build: mine.lowest,
+            first: first.map(|first| self.first_because(first, step)),
+        }
+    }
+
+    /// Why `first` comes before `step`.
+    fn first_because(&self, first: u32, step: u32) -> First {
+        let keys = |step: u32| {
+            let slot = self.graph.step(step);
+            let features = self.index.classes[slot.class as usize].features.len();
+            [
+                ("global priority", slot.global.to_string()),
+                (
+                    "share used",
+                    format!("{:.6}", self.jobsets.lowest_share(slot.set)),
+                ),
+                ("local priority", slot.local.to_string()),
+                ("number of features", features.to_string()),
+                ("number of dependents", slot.rdeps_seen.to_string()),
+                ("lowest build", slot.lowest.to_string()),
+            ]
+        };
+        let pairs = keys(first).into_iter().zip(keys(step));
+        let mut differing = pairs.filter(|(its, ours)| its != ours);
+        let (its, ours) = differing
+            .next()
+            .unwrap_or_else(|| (("age", "older".into()), ("age", "younger".into())));
+        First {
+            drv: self.graph.drv(first).into(),
+            key: its.0,
+            its: its.1.into(),
+            ours: ours.1.into(),
+        }
+    }
+
+    fn brief(&self, now: Millis, machine: &Machine) -> MachineBrief {
+        MachineBrief {
+            name: machine.spec.name.clone(),
+            used: machine.current,
+            slots: machine.spec.slots,
+            standing: machine.standing(now),
+        }
+    }
+
+    fn explain_machine(&self, now: Millis, machine: &Machine) -> MachineExplanation {
+        let id = machine.spec.id.0;
+        let mut runs: Vec<&Run> = self.runs.all().filter(|run| run.machine == id).collect();
+        runs.sort_unstable_by_key(|run| run.id);
+        let StepTime {
+            steps: done,
+            built_ms,
+            copied_ms,
+        } = machine.steps;
+        let average = |sum: u64| (done > 0).then(|| sum as f64 / done as f64 / 1000.0);
+        let classes = &self.machines.kinds[machine.kind as usize].classes;
+        let ready = self.index.runnable.meeting(classes, None);
+        MachineExplanation {
+            brief: self.brief(now, machine),
+            systems: machine.spec.systems.clone(),
+            supported_features: machine.spec.supported_features.clone(),
+            mandatory_features: machine.spec.mandatory_features.clone(),
+            speed_factor: machine.spec.speed_factor,
+            runs: runs.into_iter().map(|run| self.run_now(now, run)).collect(),
+            ready: ready
+                .map(|class| self.index.classes[class as usize].runnable)
+                .sum(),
+            steps_done: done,
+            average_build_secs: average(built_ms),
+            average_copy_secs: average(copied_ms),
+            idle_secs: (machine.current == 0).then(|| now.since(machine.idle_since) / 1000),
+            errors: machine
+                .errors
+                .iter()
+                .rev()
+                .map(|(at, text)| (now.since(*at) / 1000, text.clone()))
+                .collect(),
+            holds: self.holds_now(now),
+        }
+    }
+}
+
+/// Whether the order among the ready steps decides.
+fn could_start(reason: &Reason) -> bool {
+    matches!(
+        reason,
+        Reason::AllFull { .. }
+            | Reason::NoneTakes { .. }
+            | Reason::Held
+            | Reason::DatabaseBehind { .. }
+    )
+}
+
+/// What lies below a step.
+struct Walk {
+    /// From the step down to the end of the shortest chain, both included.
+    path: Vec<u32>,
+    below: Below,
+    stuck: Vec<u32>,
+}
+
+impl Below {
+    fn count(&mut self, state: State) {
+        let count = match state {
+            State::Running => &mut self.running,
+            State::Runnable => &mut self.ready,
+            State::Deferred => &mut self.deferred,
+            State::Blocked => &mut self.blocked,
+            State::Asking | State::Inspecting | State::AskLater => &mut self.uninspected,
+            State::Free | State::Valid | State::Doomed => return,
+        };
+        *count += 1;
     }
 }

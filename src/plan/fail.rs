@@ -298,7 +298,7 @@ impl Plan {
 
     /// When the steps of a class that became runnable at `since` have been unsupported for too long; `None` if they
     /// are supported, or no machines file says so (D11).
-    fn unsupported_at(&self, class: u32, since: Millis) -> Option<Millis> {
+    pub(super) fn unsupported_at(&self, class: u32, since: Millis) -> Option<Millis> {
         let loaded = self.machines.loaded_since?;
         if self.machines.supports(class) {
             return None;

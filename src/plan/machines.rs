@@ -7,9 +7,10 @@
 //! From then until a run proves it works, at most one run at a time is put on it: a *probe*. Its time has come when
 //! the delay is over; or after the probe interval, if no other machine could take the steps it would take.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 use super::event::{MachineSpec, PlanSettings};
+use super::explanation::Standing;
 use super::index::Class;
 use crate::base::bits::Bits;
 use crate::base::random::Random;
@@ -17,6 +18,8 @@ use crate::model::{MachineId, Millis, RunId};
 
 /// Faults within this time of the last counted one do not count again (Hydra).
 const BURST_MS: u64 = 30_000;
+/// Errors of a machine that are remembered.
+const ERRORS_KEPT: usize = 5;
 /// Machine ids are dense; one beyond this is refused.
 pub const MACHINES_MAX: u32 = 1 << 20;
 
@@ -105,12 +108,40 @@ pub struct Machine {
     /// Set aside until then.
     pub until: Millis,
     pub last_error: Option<Box<str>>,
+    /// The last few, the newest at the end; not forgotten when it works again.
+    pub errors: VecDeque<(Millis, Box<str>)>,
     pub probe: Option<RunId>,
     pub idle_since: Millis,
     pub steps: StepTime,
     /// Whether it is counted in its kind's `machines` and `usable`.
     counted: (bool, bool),
     place: Place,
+}
+
+impl Machine {
+    /// Whether it takes steps, and why not.
+    pub fn standing(&self, now: Millis) -> Standing {
+        if !self.listed || !self.spec.enabled {
+            Standing::Removed
+        } else if self.spec.slots == 0 {
+            Standing::NoSlots
+        } else if self.failures > 0 && now < self.until {
+            Standing::SetAside {
+                for_secs: self.until.since(now) / 1000,
+                failures: self.failures,
+                why: self.last_error.clone().unwrap_or_default(),
+            }
+        } else if self.failures > 0 {
+            Standing::OnTrial {
+                failures: self.failures,
+                busy: self.probe.is_some(),
+            }
+        } else if self.current >= self.spec.slots {
+            Standing::Full
+        } else {
+            Standing::Ready
+        }
+    }
 }
 
 /// Where to start the next step.
@@ -240,6 +271,7 @@ impl Machines {
                         last_fault: Millis(0),
                         until: Millis(0),
                         last_error: None,
+                        errors: VecDeque::new(),
                         probe: None,
                         idle_since: now,
                         steps: StepTime::default(),
@@ -488,6 +520,10 @@ impl Machines {
     ) -> ([Millis; 2], Option<u64>) {
         let machine = self.get_mut(at);
         machine.last_error = Some(message.into());
+        machine.errors.push_back((now, message.into()));
+        if machine.errors.len() > ERRORS_KEPT {
+            machine.errors.pop_front();
+        }
         machine.last_fault = now;
         let mut aside = None;
         let counts = machine.failures == 0 || now.since(machine.last_counted) >= BURST_MS;

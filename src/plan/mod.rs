@@ -14,7 +14,7 @@
 //! | `ingest` | from rows and facts to steps; which builds are gone |
 //! | `attempt` | from a runnable step to a run, and what its end means |
 //! | `fail` | failing, aborting and dropping what depends on a step |
-//! | `explain` | counts, and why a build does not build |
+//! | `explain`, `explanation` | counts, and why a build does not build |
 //! | `invariants` | what must always hold |
 //! | `oracle` | Hydra's order written down plainly, to test against |
 //!
@@ -34,6 +34,7 @@ mod attempt;
 mod builds;
 pub mod event;
 mod explain;
+pub mod explanation;
 mod fail;
 mod graph;
 mod index;
@@ -46,12 +47,12 @@ mod shares;
 pub mod simulation;
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::sync::Arc;
 
 use self::action::{Action, Level, Record};
 use self::builds::Builds;
-use self::event::{Event, Pass, PlanSettings, QuestionId, StepFacts};
+use self::event::{Event, Hold, Pass, PlanSettings, QuestionId, StepFacts};
 use self::fail::Failing;
 use self::graph::{Graph, State, STATES};
 use self::index::Index;
@@ -59,6 +60,7 @@ use self::ingest::{Questions, Sweep};
 use self::machines::Machines;
 use self::runs::Runs;
 use self::shares::Jobsets;
+use crate::base::hash::FixedMap;
 use crate::base::random::Random;
 use crate::model::{Millis, Ticket};
 
@@ -67,6 +69,10 @@ pub use self::machines::StepTime;
 
 /// Unsupported steps failed per turn.
 const UNSUPPORTED_PER_TURN: usize = 1_000;
+/// Steps whose last error is remembered.
+const TROUBLES_MAX: usize = 10_000;
+/// How much of it.
+const TROUBLE_BYTES_MAX: usize = 2_000;
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Timer {
@@ -86,6 +92,19 @@ struct Totals {
     retries: u64,
     tries_most: u32,
     stale_answers: u64,
+}
+
+/// The last thing that went wrong with a step.
+struct Trouble {
+    text: Box<str>,
+    machine: Option<u32>,
+    at: Millis,
+}
+
+/// Something keeps everything from being started.
+struct Held {
+    since: Millis,
+    why: Box<str>,
 }
 
 /// The plan. See the module.
@@ -124,6 +143,10 @@ pub struct Plan {
     /// The newest pass that has begun.
     pass: Pass,
     stopped: bool,
+    /// While there is one, nothing is started.
+    holds: BTreeMap<Hold, Held>,
+    /// By step; for explanations alone.
+    troubles: FixedMap<u32, Trouble>,
     /// There may be more to start.
     placing: bool,
     /// Compare every start with the plain order.
@@ -164,6 +187,8 @@ impl Plan {
             written: Ticket(0),
             pass: Pass(0),
             stopped: false,
+            holds: BTreeMap::new(),
+            troubles: FixedMap::default(),
             placing: false,
             audited: false,
             states: [0; STATES],
@@ -252,8 +277,31 @@ impl Plan {
                 self.settings = settings;
                 self.watch_classes();
             }
+            Event::Hold { hold, why } => self.hold(hold, why),
             Event::Stop => self.stopped = true,
             Event::Tick => {}
+        }
+    }
+
+    /// Something that keeps everything from being started has come, is said again, or has gone.
+    fn hold(&mut self, hold: Hold, why: Option<Box<str>>) {
+        match why {
+            Some(why) => {
+                let since = self.holds.get(&hold).map_or(self.now, |held| held.since);
+                self.holds.insert(hold, Held { since, why });
+            }
+            None => {
+                self.holds.remove(&hold);
+            }
+        }
+    }
+
+    /// Remembers what went wrong with a step until it is done with.
+    fn note_trouble(&mut self, step: u32, machine: Option<u32>, text: &str) {
+        if self.troubles.len() < TROUBLES_MAX || self.troubles.contains_key(&step) {
+            let at = self.now;
+            let text = crate::base::text::clip(text, TROUBLE_BYTES_MAX).into();
+            self.troubles.insert(step, Trouble { text, machine, at });
         }
     }
 
@@ -355,6 +403,9 @@ impl Plan {
         if to == State::Runnable {
             self.index.enter(step, &self.graph.steps, &self.jobsets);
             self.watch_step(step);
+        }
+        if matches!(to, State::Free | State::Valid) && !self.troubles.is_empty() {
+            self.troubles.remove(&step);
         }
     }
 

@@ -67,7 +67,7 @@ impl Plan {
     }
 
     /// Less is better.
-    fn compare_steps(&self, a: u32, b: u32) -> Ordering {
+    pub(super) fn compare_steps(&self, a: u32, b: u32) -> Ordering {
         let (x, y) = (self.graph.step(a), self.graph.step(b));
         let features = |class: u32| self.index.classes[class as usize].features.len();
         let share = |set: u32| self.jobsets.lowest_share(set);

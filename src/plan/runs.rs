@@ -11,6 +11,8 @@ pub struct Run {
     pub primary: BuildId,
     pub phase: Phase,
     pub phase_since: Millis,
+    /// When the plan started it.
+    pub began: Millis,
     /// It occupies a slot: until it receives outputs.
     pub holds_slot: bool,
     /// The plan asked for its end.

@@ -9,9 +9,9 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use super::inspect::Question;
 use super::{monitor, Context};
 use crate::db::writer::{Body, Entry, Message};
-use crate::model::BuildId;
 use crate::plan::action::{Action, Level};
 use crate::plan::event::{Event, Outcome, QuestionId, RunEnd};
+use crate::plan::explanation::{Explanation, MachineExplanation, Subject};
 use crate::plan::{Plan, Snapshot};
 use crate::sys::clock::{unix_now, PlanClock};
 
@@ -25,8 +25,10 @@ pub enum Inbox {
     Event(Event),
     /// Somebody wants to know how things are.
     Snapshot(Sender<Snapshot>),
-    /// Why a build is not building.
-    Why(BuildId, Sender<Option<String>>),
+    /// Why something is not building.
+    Explain(Subject, Sender<Option<Explanation>>),
+    /// How each machine is.
+    Machines(Sender<Vec<MachineExplanation>>),
     /// Are all runs over and all records written?
     Idle(Sender<bool>),
     Leave,
@@ -66,7 +68,10 @@ pub fn drive(mut plan: Plan, clock: PlanClock, inbox: &Receiver<Inbox>, ways: &W
                 }
                 // Whoever asked may have given up.
                 Inbox::Snapshot(reply) => drop(reply.try_send(plan.snapshot(clock.now()))),
-                Inbox::Why(build, reply) => drop(reply.try_send(plan.why(clock.now(), build))),
+                Inbox::Explain(subject, reply) => {
+                    drop(reply.try_send(plan.explain(clock.now(), &subject)))
+                }
+                Inbox::Machines(reply) => drop(reply.try_send(plan.explain_machines(clock.now()))),
                 Inbox::Idle(reply) => drop(reply.try_send(plan.is_idle())),
                 Inbox::Leave => return,
             }

@@ -7,6 +7,7 @@ pub mod adopt;
 pub mod build_one;
 pub mod connection;
 pub mod driver;
+pub mod explain;
 pub mod inspect;
 pub mod machine;
 pub mod monitor;
@@ -36,7 +37,7 @@ use crate::db::pool::Pool;
 use crate::db::writer::{self, Writer};
 use crate::db::{schema, DbError};
 use crate::model::{BuildId, Ticket};
-use crate::plan::event::{Event, PlanSettings};
+use crate::plan::event::{Event, Hold, PlanSettings};
 use crate::plan::Plan;
 use crate::store::local::LocalStore;
 use crate::store::logs::LogStore;
@@ -541,8 +542,8 @@ fn start_writer(
     inbox: Receiver<writer::Message>,
     position: Arc<AtomicU64>,
 ) -> Result<JoinHandle<()>, Error> {
-    let [for_lock, for_loss, for_names, for_logs, for_plan] =
-        [(); 5].map(|()| Arc::downgrade(context));
+    let [for_lock, for_loss, for_names, for_logs, for_hold, for_plan] =
+        [(); 6].map(|()| Arc::downgrade(context));
     let writer = Writer::new(writer::Surroundings {
         pool: context.pool.clone(),
         lock: Arc::new(move || for_lock.upgrade()?.lock_proof()),
@@ -568,6 +569,14 @@ fn start_writer(
                 context.logs.path(drv)
             };
             path.display().to_string()
+        }),
+        away: Arc::new(move |reason| {
+            if let Some(context) = for_hold.upgrade() {
+                context.tell_plan(Event::Hold {
+                    hold: Hold::Database,
+                    why: reason.map(|reason| format!("PostgreSQL is away: {reason}").into()),
+                });
+            }
         }),
         written: Arc::new(move |upto| {
             if let Some(context) = for_plan.upgrade() {

@@ -12,13 +12,13 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 use super::{Context, Sessions};
 use crate::db::queue as statements;
-use crate::db::DbError;
+use crate::db::{questions, writer, DbError};
 use crate::model::{BuildId, JobsetId, Ticket};
 use crate::plan::event::{Event, Pass, QueuedBuild};
 use crate::sys::clock::unix_now;
 
 /// Channels that concern the queue.
-pub const CHANNELS: [&str; 7] = [
+pub const CHANNELS: [&str; 8] = [
     "builds_added",
     "builds_restarted",
     "builds_cancelled",
@@ -26,6 +26,7 @@ pub const CHANNELS: [&str; 7] = [
     "builds_bumped",
     "jobset_shares_changed",
     "dump_status",
+    questions::ASKED,
 ];
 
 /// Rows in one event.
@@ -68,6 +69,7 @@ pub struct Monitor {
     list_wanted: bool,
     shares_wanted: bool,
     status_wanted: bool,
+    questions_wanted: bool,
     /// Lowest ids of builds announced and not yet read.
     added_from: Option<BuildId>,
     list_not_before: Instant,
@@ -90,6 +92,7 @@ impl Monitor {
             shares_wanted: false,
             // The report is there from the start on.
             status_wanted: true,
+            questions_wanted: false,
             added_from: None,
             list_not_before: now,
             last_list: now,
@@ -135,6 +138,7 @@ impl Monitor {
         self.added_from.is_some()
             || self.shares_wanted
             || self.status_wanted
+            || self.questions_wanted
             || (self.pages_out == 0 && !self.wanted.is_empty())
     }
 
@@ -157,6 +161,7 @@ impl Monitor {
             Message::Listening => {
                 self.list_wanted = true;
                 self.shares_wanted = true;
+                self.questions_wanted = true;
             }
             Message::Again => self.list_wanted = true,
             Message::Notice { channel, payload } => match channel.as_str() {
@@ -169,6 +174,7 @@ impl Monitor {
                 }
                 "jobset_shares_changed" => self.shares_wanted = true,
                 "dump_status" => self.status_wanted = true,
+                questions::ASKED => self.questions_wanted = true,
                 _ => self.list_wanted = true,
             },
             Message::Read(builds) => self.wanted.push_back(builds),
@@ -190,6 +196,9 @@ impl Monitor {
         if self.status_wanted {
             self.status_wanted = false;
             self.context.dump_status();
+        }
+        if self.questions_wanted {
+            self.answer_questions()?;
         }
         if self.shares_wanted {
             let known: Vec<i32> = self.known_jobsets.iter().map(|id| id.0).collect();
@@ -217,6 +226,28 @@ impl Monitor {
             self.read_list()?;
             self.tell_loaded();
         }
+        Ok(())
+    }
+
+    /// Answers what commands ask through the database.
+    fn answer_questions(&mut self) -> Result<(), DbError> {
+        let open = self.conn().and_then(|mut conn| questions::open(&mut conn));
+        match open {
+            Ok(open) => {
+                for (id, question) in open {
+                    let answer = self.context.answer(&question).to_string();
+                    // A writer that has left answers nobody any more.
+                    let _ = self
+                        .context
+                        .writer
+                        .send(writer::Message::Answer(id, answer));
+                }
+            }
+            Err(error) if error.is_lost() => return Err(error),
+            // The queue goes on without.
+            Err(error) => log::error!("questions cannot be read: {error}"),
+        }
+        self.questions_wanted = false;
         Ok(())
     }
 

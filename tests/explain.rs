@@ -1,0 +1,309 @@
+//! `hydrad explain`: why something does not run, each reason produced for real, each told by the running daemon.
+
+mod common;
+
+use std::process::Command;
+
+use common::{stub_jobs, system, Gate, Hydrad, Pg, Site};
+use serde_json::Value;
+
+struct Told {
+    code: i32,
+    text: String,
+    errors: String,
+}
+
+fn told(command: &mut Command) -> Told {
+    let output = command.output().expect("hydrad should start");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+    Told {
+        code: output.status.code().expect("no signal"),
+        text: text(output.stdout),
+        errors: text(output.stderr),
+    }
+}
+
+/// Asks until the answer contains all of `words`; then as JSON too.
+fn explains(site: &Site, hydrad: &mut Hydrad, what: &str, words: &[&str]) -> Value {
+    let mut last = String::new();
+    let found = || {
+        let told = told(&mut site.hydrad(&["explain", what]).command());
+        last = format!("{}{}", told.text, told.errors);
+        words.iter().all(|word| last.contains(word)).then_some(())
+    };
+    hydrad.eventually(&format!("explain {what} should say {words:?}"), found);
+    assert!(!last.contains("hydrad: "), "{last}");
+    let json = told(&mut site.hydrad(&["explain", "--json", what]).command());
+    assert_eq!(json.code, 0, "{}", json.errors);
+    serde_json::from_str(&json.text).expect("JSON of hydrad explain")
+}
+
+/// The word for the state of the step at the end of the chain.
+fn state(json: &Value) -> &str {
+    let step = match &json["now"]["step"] {
+        Value::Null => &json["now"],
+        step => step,
+    };
+    step["at"]["state"].as_str().unwrap_or("?")
+}
+
+/// A site whose machines are stubs that hold every build at a gate.
+fn site(pg: &'static Pg) -> (Site, Gate) {
+    let site = Site::new(pg);
+    let gate = Gate::new();
+    let path = gate.path();
+    site.stubs
+        .set("all", &[("gate", path.to_str().expect("text"))]);
+    (site, gate)
+}
+
+fn wait_finished(site: &Site, hydrad: &mut Hydrad, builds: &[i32]) {
+    let sql = format!(
+        "select not exists (select 1 from Builds where finished = 0 and id = any('{{{}}}'))",
+        builds
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(",")
+    );
+    hydrad.wait_sql(&site.db, &sql);
+}
+
+fn job(name: &str, attributes: &str) -> String {
+    format!(
+        "{{ {name} = derivation {{ name = \"{name}\"; system = \"{}\"; builder = \"/none\"; {attributes} }}; }}\n",
+        system()
+    )
+}
+
+#[test]
+fn machines_that_lack_something_and_machines_that_are_full() {
+    let (site, mut gate) = site(Pg::shared());
+    site.machines(&format!(
+        "{}{}",
+        Site::stub("m1", 1, 1, "big"),
+        Site::stub("m2", 1, 1, "-")
+    ));
+    let mut hydrad = site.start();
+    let kvm = site.queue(&job(
+        "wants-kvm",
+        "requiredSystemFeatures = [ \"big\" \"kvm\" ];",
+    ))[0];
+    let json = explains(
+        &site,
+        &mut hydrad,
+        &kvm.to_string(),
+        &[&format!(
+            "waits for a machine of type {}:big,kvm: no machine supports that; the nearest, ‘m1’, lacks the feature kvm",
+            system()
+        )],
+    );
+    assert_eq!(state(&json), "no-machine");
+    let at = &json["now"]["step"]["at"];
+    assert_eq!(at["nearest"]["machine"], "m1");
+    assert_eq!(at["nearest"]["lacks_features"], serde_json::json!(["kvm"]));
+
+    let expression = "let riscv = derivation { name = \"riscv\"; system = \"riscv64-linux\"; builder = \"/none\"; }; in
+        { top = derivation { name = \"top\"; system = \"x86_64-linux\"; builder = \"/none\"; inherit riscv; }; }";
+    let top = site.queue(expression)[0];
+    let json = explains(
+        &site,
+        &mut hydrad,
+        &top.to_string(),
+        &[
+            "waits for ‘",
+            "-riscv.drv’, which is ready",
+            "lacks the system type riscv64-linux",
+        ],
+    );
+    assert_eq!(state(&json), "no-machine");
+    let chain = json["now"]["step"]["chain"].as_array().expect("a chain");
+    assert!(
+        chain.len() == 1
+            && chain[0]
+                .as_str()
+                .is_some_and(|drv| drv.ends_with("-riscv.drv")),
+        "{chain:?}"
+    );
+
+    // Two slots, four jobs: two run, and the others are told who is first.
+    let jobs = site.queue(&stub_jobs("j", 4, ""));
+    hydrad.eventually("two builds should stand at the gate", || {
+        (gate.waiting() == 2).then_some(())
+    });
+    let last = jobs.iter().max().expect("four").to_string();
+    let json = explains(
+        &site,
+        &mut hydrad,
+        &last,
+        &[
+            "all machines for it are busy (",
+            "‘m1’ 1/1",
+            "‘m2’ 1/1",
+            "number 2 of 2 ready steps",
+            "by its lowest build",
+        ],
+    );
+    assert_eq!(state(&json), "all-full");
+    let order = &json["now"]["step"]["at"]["order"];
+    assert_eq!((&order["position"], &order["of"]), (&2.into(), &2.into()));
+
+    let first = jobs.iter().min().expect("four").to_string();
+    let json = explains(&site, &mut hydrad, &first, &["is building on ‘m"]);
+    assert_eq!(state(&json), "running");
+    let json = explains(
+        &site,
+        &mut hydrad,
+        "m1",
+        &[
+            "machine ‘m1’: has all slots in use; 1 of 1 slots in use",
+            "features big",
+            "is building",
+        ],
+    );
+    assert_eq!(json["now"]["runs"].as_array().map(Vec::len), Some(1));
+    let nobody = told(&mut site.hydrad(&["explain", "m9"]).command());
+    assert_eq!(nobody.code, 1);
+    assert!(
+        nobody.text.contains("there is no such machine"),
+        "{}",
+        nobody.text
+    );
+
+    // A derivation is explained like a build.
+    let drv = json["now"]["runs"][0]["drv"].as_str().expect("a path");
+    let base = drv.rsplit('/').next().expect("a base name");
+    let json = explains(&site, &mut hydrad, base, &["is building on ‘m1’"]);
+    assert_eq!(state(&json), "running");
+
+    // When it is over, the tables tell.
+    gate.open();
+    wait_finished(&site, &mut hydrad, &jobs);
+    let json = explains(
+        &site,
+        &mut hydrad,
+        &first,
+        &["ended", "succeeded, after", "log: ", "-j000.drv"],
+    );
+    assert_eq!(json["past"]["build"]["status"], 0);
+    hydrad.terminate();
+
+    // Without a queue runner too, and the answer says so.
+    let alone = told(&mut site.hydrad(&["explain", &kvm.to_string()]).command());
+    assert_eq!(alone.code, 1, "{}", alone.text);
+    assert!(
+        alone.text.contains("is queued since") && alone.text.contains("no queue runner answers"),
+        "{}",
+        alone.text
+    );
+    assert!(alone.errors.contains("does not answer"), "{}", alone.errors);
+    let nothing = told(&mut site.hydrad(&["explain", "999999"]).command());
+    assert!(
+        nothing.text.contains("there is no such build"),
+        "{}",
+        nothing.text
+    );
+    let left: i64 = site.ask("select count(*) from hydrad.questions");
+    assert_eq!(left, 0, "nothing is left of the questions");
+}
+
+#[test]
+fn what_went_wrong_before() {
+    let site = Site::new(Pg::shared());
+    site.configure("retry_interval = 1000\n");
+    site.machines(&Site::stub("m1", 1, 1, "-"));
+    site.stubs.set("m1", &[("status", "6")]);
+    let mut hydrad = site.start();
+    let flaky = site.queue(&job("flaky", ""))[0].to_string();
+    let json = explains(
+        &site,
+        &mut hydrad,
+        &flaky,
+        &[
+            "is tried again in 1",
+            "(failed tries: 1), after an error on ‘m1’",
+        ],
+    );
+    assert_eq!(state(&json), "deferred");
+    assert_eq!(json["now"]["step"]["at"]["last_error"]["machine"], "m1");
+
+    site.stubs.set("m1", &[("fault", "refuse-in-connect")]);
+    let poor = site.queue(&job("poor", ""))[0].to_string();
+    let words = [
+        "no machine for it takes anything: ‘m1’ is set aside for 1",
+        "after a failure: cannot connect to 'm1'",
+        "Connection refused",
+    ];
+    let json = explains(&site, &mut hydrad, &poor, &words);
+    assert_eq!(state(&json), "none-takes");
+    let json = explains(
+        &site,
+        &mut hydrad,
+        "m1",
+        &["machine ‘m1’: is set aside for 1", "Connection refused"],
+    );
+    assert_eq!(json["now"]["standing"]["state"], "set aside");
+    assert_eq!(json["now"]["errors"].as_array().map(Vec::len), Some(1));
+
+    // A dependency that fails once fails every build that needs it, here and later.
+    site.machines(&format!(
+        "{}{}",
+        Site::stub("m1", 1, 1, "-"),
+        Site::stub("m2", 1, 1, "-")
+    ));
+    site.stubs.set("m2", &[("status", "3")]);
+    let needs_bad = |name: &str| {
+        format!(
+            "let bad = derivation {{ name = \"bad\"; system = \"x86_64-linux\"; builder = \"/none\"; }}; in
+             {{ {name} = derivation {{ name = \"{name}\"; system = \"x86_64-linux\"; builder = \"/none\"; inherit bad; }}; }}"
+        )
+    };
+    let first = site.queue(&needs_bad("first"));
+    wait_finished(&site, &mut hydrad, &first);
+    let json = explains(
+        &site,
+        &mut hydrad,
+        &first[0].to_string(),
+        &[
+            "dependency failed",
+            "-bad.drv’, ended on ‘m2’: failed",
+            "log: ",
+        ],
+    );
+    assert_eq!(json["past"]["build"]["status"], 2);
+    let second = site.queue(&needs_bad("second"));
+    wait_finished(&site, &mut hydrad, &second);
+    let json = explains(
+        &site,
+        &mut hydrad,
+        &second[0].to_string(),
+        &["dependency failed", "-bad.drv’, ended", "counts as failed"],
+    );
+    assert_eq!(
+        json["past"]["cached_failures"].as_array().map(Vec::len),
+        Some(1)
+    );
+
+    // A derivation that is collected before its turn.
+    let gone = job("gone", "");
+    hydrad.terminate();
+    let gone = site.queue(&gone);
+    let drv: String = site.ask(&format!(
+        "select drvPath from Builds where id = {}",
+        gone[0]
+    ));
+    let removed = site
+        .store
+        .command("nix-store")
+        .args(["--delete", "--ignore-liveness", &drv])
+        .output();
+    assert!(removed.expect("nix-store should start").status.success());
+    let mut hydrad = site.start();
+    wait_finished(&site, &mut hydrad, &gone);
+    explains(
+        &site,
+        &mut hydrad,
+        &gone[0].to_string(),
+        &["aborted", "garbage-collected before it could be built"],
+    );
+}
