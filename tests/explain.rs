@@ -227,12 +227,11 @@ fn what_went_wrong_before() {
     assert_eq!(state(&json), "deferred");
     assert_eq!(json["now"]["step"]["at"]["last_error"]["machine"], "m1");
 
-    site.stubs.set("m1", &[("fault", "refuse-in-connect")]);
+    site.stubs.set("m1", &[("fault", "die-in-build")]);
     let poor = site.queue(&job("poor", ""))[0].to_string();
     let words = [
-        "no machine for it takes anything: ‘m1’ is set aside for 1",
-        "after a failure: cannot connect to 'm1'",
-        "Connection refused",
+        "no machine for it takes anything: ‘m1’ is set aside for ",
+        "after a failure: 'm1', while building: the connection ended",
     ];
     let json = explains(&site, &mut hydrad, &poor, &words);
     assert_eq!(state(&json), "none-takes");
@@ -240,7 +239,7 @@ fn what_went_wrong_before() {
         &site,
         &mut hydrad,
         "m1",
-        &["machine ‘m1’: is set aside for 1", "Connection refused"],
+        &["machine ‘m1’: is set aside for ", "the connection ended"],
     );
     assert_eq!(json["now"]["standing"]["state"], "set aside");
     assert_eq!(json["now"]["errors"].as_array().map(Vec::len), Some(1));

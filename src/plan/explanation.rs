@@ -261,6 +261,12 @@ fn secs(secs: u64) -> String {
     duration(i64::try_from(secs).unwrap_or(i64::MAX))
 }
 
+/// A message as part of a line.
+fn one_line(text: &str) -> String {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    lines.collect::<Vec<_>>().join("; ")
+}
+
 /// A derivation without its folder and hash, for chains.
 fn short(drv: &str) -> &str {
     let base = drv.rsplit('/').next().unwrap_or(drv);
@@ -561,8 +567,8 @@ impl StepNow {
 impl StepError {
     fn told(&self) -> String {
         match &self.machine {
-            Some(machine) => format!("an error on ‘{machine}’: {}", self.text),
-            None => format!("an error: {}", self.text),
+            Some(machine) => format!("an error on ‘{machine}’: {}", one_line(&self.text)),
+            None => format!("an error: {}", one_line(&self.text)),
         }
     }
 }
@@ -687,9 +693,10 @@ impl Standing {
                 failures,
                 why,
             } => format!(
-                "is set aside for {} more after {}: {why}",
+                "is set aside for {} more after {}: {}",
                 secs(*for_secs),
-                times(*failures)
+                times(*failures),
+                one_line(why)
             ),
             Standing::NoSlots => "has no slots in the machines file".into(),
             Standing::Removed => "is not in the machines file any more".into(),
@@ -820,7 +827,7 @@ impl MachineExplanation {
             ));
         }
         for (ago, error) in &self.errors {
-            lines.push(format!("{} ago: {error}", secs(*ago)));
+            lines.push(format!("{} ago: {}", secs(*ago), one_line(error)));
         }
         lines.extend(self.holds.iter().map(HoldNow::line));
         lines

@@ -314,7 +314,10 @@ fn how_it_ended(step: &StepRow) -> String {
     };
     let message = match step.message.as_deref() {
         None | Some("") => String::new(),
-        Some(message) => format!(": {}", clip(message.trim(), MESSAGE_BYTES_SHOWN)),
+        Some(message) => {
+            let message = message.trim().replace('\n', "; ");
+            format!(": {}", clip(&message, MESSAGE_BYTES_SHOWN))
+        }
     };
     format!("ended{on}: {}{message}", status_text(step.status))
 }
