@@ -124,6 +124,9 @@ pub enum StartAck {
 /// From a run, its derivation and whether another attempt follows to the path of its log.
 pub type LogPath = Arc<dyn Fn(RunId, &str, bool) -> String + Send + Sync>;
 
+/// Takes why PostgreSQL cannot be written to.
+pub type Away = Arc<dyn Fn(Option<&str>) + Send + Sync>;
+
 /// What the writer needs from the rest of the process.
 pub struct Surroundings {
     pub pool: Pool,
@@ -135,7 +138,7 @@ pub struct Surroundings {
     /// Path of the log of the current attempt of a derivation; with `keep`, moves it aside first and gives its new path.
     pub log_path: LogPath,
     /// Told why PostgreSQL cannot be written to, and `None` when it can again.
-    pub away: Arc<dyn Fn(Option<&str>) + Send + Sync>,
+    pub away: Away,
     /// Told whenever more is committed.
     pub written: Arc<dyn Fn(Ticket) + Send + Sync>,
     /// The newest ticket up to which everything is committed.

@@ -266,13 +266,13 @@ impl Plan {
                 let step = self.graph.names.find(drv)?;
                 match self.graph.step(step).state {
                     State::Free | State::Valid => None,
-                    _ => Some(Explanation::Step(self.explain_step(now, step))),
+                    _ => Some(Explanation::Step(Box::new(self.explain_step(now, step)))),
                 }
             }
             Subject::Machine(name) => {
-                let machines = self.machines.machines.iter().flatten();
+                let mut machines = self.machines.machines.iter().flatten();
                 let of_name = |machine: &&Machine| machine.spec.name == *name;
-                let machine = machines.filter(of_name).last()?;
+                let machine = machines.rfind(of_name)?;
                 let machine = self.explain_machine(now, machine);
                 Some(Explanation::Machine(Box::new(machine)))
             }
@@ -507,12 +507,12 @@ impl Plan {
             let spec = &machine.spec;
             let has_system =
                 &*class.platform == "builtin" || spec.systems.contains(&class.platform);
-            let has = |feature: &Box<str>| {
-                spec.supported_features.contains(feature)
-                    || spec.mandatory_features.contains(feature)
+            let among = |list: &[Box<str>], feature: &str| list.iter().any(|has| **has == *feature);
+            let has = |feature: &str| {
+                among(&spec.supported_features, feature) || among(&spec.mandatory_features, feature)
             };
-            let wanted = |feature: &Box<str>| {
-                class.features.contains(feature) || (&**feature == "local" && class.prefer_local)
+            let wanted = |feature: &str| {
+                among(&class.features, feature) || (feature == "local" && class.prefer_local)
             };
             let lacks: Vec<Box<str>> = class.features.iter().filter(|f| !has(f)).cloned().collect();
             let insists: Vec<Box<str>> = spec

@@ -21,7 +21,7 @@ pub enum Subject {
 #[derive(Clone, PartialEq, Debug)]
 pub enum Explanation {
     Build(BuildExplanation),
-    Step(StepExplanation),
+    Step(Box<StepExplanation>),
     Machine(Box<MachineExplanation>),
 }
 
