@@ -802,7 +802,7 @@ fn targets_come_from_where_libpq_and_hydra_would_take_them() {
         ),
         (
             vec![("PGSSLMODE", "verify-full")],
-            "PGSSLMODE: sslmode=verify-full needs TLS",
+            "PGSSLMODE: sslmode=verify-full needs a file with the certificate",
         ),
         (
             vec![("HYDRA_DBI", "dbi:Pg:host=a,b;port=1,2,3")],

@@ -10,6 +10,7 @@
 
 use std::fmt;
 use std::fs;
+use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -20,8 +21,10 @@ use postgres::{Client, NoTls};
 use r2d2::ManageConnection;
 use r2d2_postgres::PostgresConnectionManager;
 
-use super::error::DbError;
-use super::{locks, os_user};
+use super::error::{words, DbError};
+use super::locks;
+use super::os_user;
+use super::tls::{self, Tls};
 use crate::config::Settings;
 
 /// What we call ourselves in `pg_stat_activity`; Hydra's own programs are called `hydra-...`.
@@ -41,12 +44,20 @@ const TCP_USER_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 struct Server {
     /// A name, an address or the absolute path of a socket folder.
     host: String,
+    /// Where to connect to if that is not to be looked up: `hostaddr`.
+    address: Option<IpAddr>,
     port: u16,
+}
+
+impl Server {
+    fn is_socket(&self) -> bool {
+        self.host.starts_with('/')
+    }
 }
 
 impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.starts_with('/') {
+        if self.is_socket() {
             write!(f, "{}/.s.PGSQL.{}", self.host, self.port)
         } else if self.host.contains(':') {
             write!(f, "[{}]:{}", self.host, self.port)
@@ -74,7 +85,7 @@ pub struct DbTarget {
     password: Option<(String, String)>,
     passfile: Option<(PathBuf, String)>,
     options: Option<String>,
-    ssl: (SslMode, String),
+    tls: Tls,
     connect_timeout: Duration,
     keepalives: bool,
     keepalives_idle: Duration,
@@ -160,6 +171,7 @@ impl DbTarget {
         DbTarget {
             servers: vec![Server {
                 host: dir.to_string_lossy().into_owned(),
+                address: None,
                 port,
             }],
             servers_origin: origin.to_owned(),
@@ -168,7 +180,7 @@ impl DbTarget {
             password: None,
             passfile: None,
             options: None,
-            ssl: (SslMode::Disable, origin.to_owned()),
+            tls: Tls::none(origin),
             connect_timeout: CONNECT_TIMEOUT_DEFAULT,
             keepalives: true,
             keepalives_idle: KEEPALIVES_IDLE_DEFAULT,
@@ -213,27 +225,62 @@ impl DbTarget {
     pub fn connect(&self, application_name: &str) -> Result<Client, DbError> {
         let mut last = None;
         for server in &self.servers {
-            let config = self.config(server, application_name);
-            match PostgresConnectionManager::new(config, NoTls).connect() {
+            match self.connect_to(server, application_name) {
                 Ok(mut client) => {
                     if self.read_only {
                         locks::read_only(&mut client)?;
                     }
                     return Ok(client);
                 }
-                Err(cause) => {
-                    last = Some(DbError::Connect {
-                        target: self.describe_at(server),
-                        hint: self.hint(&cause),
-                        cause,
-                    });
-                }
+                Err(error) => last = Some(error),
             }
         }
         Err(last.unwrap_or_else(|| DbError::BadTarget {
             origin: self.servers_origin.clone(),
             reason: "no host is named".to_owned(),
         }))
+    }
+
+    fn connect_to(&self, server: &Server, application_name: &str) -> Result<Client, DbError> {
+        let attempts = match server.is_socket() {
+            true => &[SslMode::Disable],
+            false => self.tls.attempts(),
+        };
+        let mut first = None;
+        for mode in attempts {
+            let mut config = self.config(server, application_name);
+            config.ssl_mode(*mode);
+            let connected = match mode {
+                SslMode::Disable => PostgresConnectionManager::new(config, NoTls).connect(),
+                _ => {
+                    let connector = self.tls.connector().map_err(|reason| DbError::Tls {
+                        target: self.describe_at(server),
+                        reason,
+                    })?;
+                    PostgresConnectionManager::new(config, connector).connect()
+                }
+            };
+            let cause = match connected {
+                Ok(client) => return Ok(client),
+                Err(cause) => cause,
+            };
+            // With or without TLS makes a difference to the handshake and to pg_hba.conf alone.
+            let other_way = cause.code().map_or_else(
+                || words(&cause).contains("TLS"),
+                |code| code.code() == "28000",
+            );
+            // If the other way does not help, the error of the preferred one says more.
+            first.get_or_insert(cause);
+            if !other_way {
+                break;
+            }
+        }
+        let cause = first.expect("BUG: no way to connect was tried");
+        Err(DbError::Connect {
+            target: self.describe_at(server),
+            hint: self.hint(&cause),
+            cause,
+        })
     }
 
     fn config(&self, server: &Server, application_name: &str) -> postgres::Config {
@@ -244,7 +291,7 @@ impl DbTarget {
             .dbname(&self.dbname.0)
             .user(&self.user.0)
             .application_name(application_name)
-            .ssl_mode(self.ssl.0)
+            .channel_binding(self.tls.channel_binding())
             .connect_timeout(self.connect_timeout)
             .keepalives(self.keepalives)
             .keepalives_idle(self.keepalives_idle)
@@ -252,6 +299,9 @@ impl DbTarget {
             .keepalives_retries(self.keepalives_count)
             .tcp_user_timeout(self.tcp_user_timeout)
             .target_session_attrs(self.session_attrs);
+        if let Some(address) = server.address {
+            config.hostaddr(address);
+        }
         if let Some(options) = &self.options {
             config.options(options);
         }
@@ -278,13 +328,17 @@ impl DbTarget {
     /// What to try after a failed connection; starts with `; ` or is empty.
     fn hint(&self, cause: &postgres::Error) -> String {
         let Some(code) = cause.code() else {
+            let hint = self.tls.hint(&words(cause));
+            if !hint.is_empty() {
+                return hint;
+            }
             return "; is PostgreSQL running there? `hydrad check` shows where each part comes from"
                 .to_owned();
         };
         let mut hint = match code.code() {
-            "28P01" | "28000" if super::error::words(cause).contains("no encryption") => {
-                "; the server wants TLS, which this hydrad is built without: use a local proxy such \
-                 as stunnel, or allow this host without TLS in pg_hba.conf"
+            "28000" if words(cause).contains("no encryption") => {
+                "; the server may want TLS: set sslmode=require or stricter; or allow this host \
+                 without TLS in pg_hba.conf"
             }
             "28P01" => "; check the password (PGPASSWORD, PGPASSFILE)",
             "28000" => "; check the user (PGUSER, user=) against pg_hba.conf and pg_ident.conf",
@@ -345,11 +399,8 @@ impl DbTarget {
             };
             rows.push(row("password", value, origin));
         }
-        let ssl = match self.ssl.0 {
-            SslMode::Disable => "disable",
-            _ => "prefer (built without TLS: not encrypted)",
-        };
-        rows.push(row("sslmode", ssl.to_owned(), &self.ssl.1));
+        let (tls, origin) = self.tls.describe();
+        rows.push(row("sslmode", tls, origin));
         rows
     }
 }
@@ -404,7 +455,6 @@ const KEYS_WITHOUT_EFFECT: &[&str] = &[
     "gsslib",
     "krbsrvname",
     "sslcompression",
-    "sslsni",
 ];
 
 const KEYS: &[&str] = &[
@@ -416,7 +466,6 @@ const KEYS: &[&str] = &[
     "password",
     "passfile",
     "options",
-    "sslmode",
     "connect_timeout",
     "keepalives",
     "keepalives_idle",
@@ -438,12 +487,22 @@ fn variable(key: &str) -> Option<&'static str> {
         "password" => "PGPASSWORD",
         "passfile" => "PGPASSFILE",
         "options" => "PGOPTIONS",
-        "sslmode" => "PGSSLMODE",
         "connect_timeout" => "PGCONNECT_TIMEOUT",
         "target_session_attrs" => "PGTARGETSESSIONATTRS",
         "service" => "PGSERVICE",
-        _ => return None,
+        _ => return tls_variable(key),
     })
+}
+
+fn tls_variable(key: &str) -> Option<&'static str> {
+    let (_, variable) = tls::KEYS.iter().find(|(known, _)| *known == key)?;
+    (!variable.is_empty()).then_some(*variable)
+}
+
+fn is_known(key: &str) -> bool {
+    KEYS.contains(&key)
+        || KEYS_WITHOUT_EFFECT.contains(&key)
+        || tls::KEYS.iter().any(|(known, _)| *known == key)
 }
 
 fn assemble(
@@ -454,15 +513,10 @@ fn assemble(
 ) -> Result<DbTarget, DbError> {
     for p in &parameters {
         let key = p.key.as_str();
-        if !KEYS.contains(&key) && !KEYS_WITHOUT_EFFECT.contains(&key) {
-            let reason = if key.starts_with("ssl") {
-                format!("`{key}` needs TLS, which this hydrad is built without")
-            } else {
-                format!("`{key}` is not a connection parameter that hydrad knows")
-            };
+        if !is_known(key) {
             return Err(DbError::BadTarget {
                 origin: p.origin.clone(),
-                reason,
+                reason: format!("`{key}` is not a connection parameter that hydrad knows"),
             });
         }
     }
@@ -513,16 +567,17 @@ fn assemble(
 
     let (servers, servers_origin) = servers(&find)?;
     let password = find("password");
+    let home = env("HOME")
+        .filter(|h| !h.is_empty())
+        .or_else(|| os_user::current().map(|u| u.home))
+        .map(PathBuf::from);
     let passfile = match find("passfile") {
         Some((path, origin)) => Some((PathBuf::from(path), origin)),
-        None => {
-            let home = env("HOME")
-                .filter(|h| !h.is_empty())
-                .or_else(|| os_user::current().map(|u| u.home));
-            home.map(|h| PathBuf::from(h).join(".pgpass"))
-                .filter(|p| p.exists())
-                .map(|p| (p, "~/.pgpass".to_owned()))
-        }
+        None => home
+            .as_ref()
+            .map(|home| home.join(".pgpass"))
+            .filter(|p| p.exists())
+            .map(|p| (p, "~/.pgpass".to_owned())),
     };
 
     let mut remarks = remarks;
@@ -533,31 +588,7 @@ fn assemble(
         }
     }
 
-    let ssl = match find("sslmode") {
-        None => (SslMode::Prefer, "default".to_owned()),
-        Some((mode, origin)) => match mode.as_str() {
-            "disable" => (SslMode::Disable, origin),
-            "allow" | "prefer" => (SslMode::Prefer, origin),
-            "require" | "verify-ca" | "verify-full" => {
-                return Err(DbError::BadTarget {
-                    origin,
-                    reason: format!(
-                        "sslmode={mode} needs TLS, which this hydrad is built without; use a \
-                         socket, or a local TLS proxy such as stunnel and sslmode=disable"
-                    ),
-                });
-            }
-            _ => {
-                return Err(DbError::BadTarget {
-                    origin,
-                    reason: format!(
-                        "sslmode={mode}: expected disable, allow, prefer, require, verify-ca or \
-                         verify-full"
-                    ),
-                });
-            }
-        },
-    };
+    let tls = Tls::from_parameters(&find, home.as_deref())?;
     let session_attrs = match find("target_session_attrs") {
         None => TargetSessionAttrs::Any,
         Some((value, origin)) => match value.as_str() {
@@ -603,7 +634,7 @@ fn assemble(
         password,
         passfile,
         options: find("options").map(|(o, _)| o),
-        ssl,
+        tls,
         // libpq takes 0 for "for ever", which no thread of ours may do.
         connect_timeout: if connect_timeout.is_zero() {
             CONNECT_TIMEOUT_DEFAULT
@@ -627,16 +658,45 @@ fn assemble(
 
 type Find<'a> = dyn Fn(&str) -> Option<(String, String)> + 'a;
 
-/// The servers to try and where they are named.
+/// The servers to try and where they are named. With `host` and `hostaddr`, as in libpq, the one is the name (of a
+/// password's line, of a certificate) and the other says where to connect to.
 fn servers(find: &Find<'_>) -> Result<(Vec<Server>, String), DbError> {
-    let named = match find("hostaddr").or_else(|| find("host")) {
-        Some((hosts, origin)) => (
-            hosts.split(',').map(|h| h.trim().to_owned()).collect(),
-            origin,
-        ),
-        None => (vec![String::new()], "default".to_owned()),
+    let list =
+        |text: &str| -> Vec<String> { text.split(',').map(|h| h.trim().to_owned()).collect() };
+    let addresses = find("hostaddr");
+    let (hosts, origin) = match find("host") {
+        Some((hosts, origin)) => (list(&hosts), origin),
+        None => match &addresses {
+            Some((addresses, origin)) => (list(addresses), origin.clone()),
+            None => (vec![String::new()], "default".to_owned()),
+        },
     };
-    let (hosts, origin): (Vec<String>, String) = named;
+    let addresses = match addresses {
+        None => vec![None; hosts.len()],
+        Some((text, origin)) => {
+            let wrong = |reason: String| DbError::BadTarget {
+                origin: origin.clone(),
+                reason,
+            };
+            let texts = list(&text);
+            let parsed = texts.iter().map(|address| match &**address {
+                "" => Ok(None),
+                address => address
+                    .parse()
+                    .map(Some)
+                    .map_err(|_| wrong(format!("hostaddr={address}: expected an IP address"))),
+            });
+            let addresses: Vec<Option<IpAddr>> = parsed.collect::<Result<_, _>>()?;
+            if addresses.len() != hosts.len() {
+                return Err(wrong(format!(
+                    "{} hosts but {} addresses in hostaddr",
+                    hosts.len(),
+                    addresses.len()
+                )));
+            }
+            addresses
+        }
+    };
     let ports = match find("port") {
         None => vec![5432],
         Some((text, origin)) => {
@@ -665,15 +725,23 @@ fn servers(find: &Find<'_>) -> Result<(Vec<Server>, String), DbError> {
     }
     let servers = hosts
         .into_iter()
+        .zip(addresses)
         .enumerate()
-        .map(|(i, host)| {
+        .map(|(i, (host, address))| {
             let port = ports[if ports.len() == 1 { 0 } else { i }];
-            let host = if host.is_empty() {
-                default_socket_dir(port)
-            } else {
-                host
+            let (host, address) = match address {
+                // Where to connect to is said, and the name is no name.
+                Some(address) if host.is_empty() || host.starts_with('/') => {
+                    (address.to_string(), None)
+                }
+                None if host.is_empty() => (default_socket_dir(port), None),
+                address => (host, address),
             };
-            Server { host, port }
+            Server {
+                host,
+                address,
+                port,
+            }
         })
         .collect();
     Ok((servers, origin))
@@ -780,7 +848,7 @@ fn parse_conninfo(text: &str) -> Result<Vec<(String, String)>, String> {
         while chars.next_if(|c| c.is_whitespace()).is_some() {}
         if chars.next() != Some('=') {
             // Anything unknown may be a piece of a password with blanks in it.
-            return Err(match KEYS.contains(&key.as_str()) {
+            return Err(match is_known(&key) {
                 true => format!("no `=` after `{key}`"),
                 false => "a word without `=`; put values with blanks in single quotes".to_owned(),
             });

@@ -24,6 +24,9 @@ pub enum DbError {
         /// What to try, with its leading `; `, or empty.
         hint: String,
     },
+    /// What TLS needs on our side cannot be used: files of certificates and keys.
+    #[error("cannot connect to PostgreSQL at {target}: {reason}")]
+    Tls { target: String, reason: String },
     /// A statement failed, or the connection broke while it ran.
     #[error("{}", words(.0))]
     Statement(#[from] postgres::Error),
@@ -79,7 +82,9 @@ impl DbError {
             DbError::PoolBusy { .. }
             | DbError::PoolUnreachable { .. }
             | DbError::ListenerLost { .. }
-            | DbError::LockLost { .. } => true,
+            | DbError::LockLost { .. }
+            // Files are replaced, and then it works again.
+            | DbError::Tls { .. } => true,
             _ => false,
         }
     }

@@ -20,6 +20,7 @@ pub mod pool;
 pub mod questions;
 pub mod queue;
 pub mod schema;
+pub mod tls;
 pub mod writer;
 
 pub use connect::DbTarget;

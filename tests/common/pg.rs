@@ -8,10 +8,14 @@ use std::sync::{Mutex, MutexGuard, OnceLock};
 use postgres::{Client, Config, NoTls};
 
 use super::process::{eventually, output_of, Running};
-use super::{Listener, RunAs, TestDir};
+use super::{Authority, Certificate, Listener, RunAs, TestDir};
 
 /// A cluster. [`Pg::shared`] is one per test binary; [`Pg::start`] is for tests that stop and start PostgreSQL.
 pub struct Pg {
+    port: u16,
+    settings: Vec<String>,
+    /// Files it reads.
+    keep: Mutex<Vec<TestDir>>,
     dir: TestDir,
     server: Mutex<Option<Running>>,
     templates: Mutex<HashMap<String, String>>,
@@ -23,6 +27,7 @@ pub struct Pg {
 pub struct Db {
     name: String,
     socket_dir: PathBuf,
+    port: u16,
 }
 
 impl Pg {
@@ -46,6 +51,36 @@ impl Pg {
     }
 
     pub fn start() -> Pg {
+        Self::start_with(&[], None)
+    }
+
+    /// One that is also reached at `127.0.0.1` and this port with TLS, by these rules of pg_hba.conf (after one that lets
+    /// everybody in at the socket). `clients` is the authority of clients' certificates.
+    pub fn start_tls(own: &Certificate, clients: &Authority, rules: &str) -> (Pg, u16) {
+        let port = super::sshd::free_port();
+        let dir = TestDir::new(RunAs::Unprivileged);
+        let copy = |from: &Path, name: &str| {
+            let text = std::fs::read_to_string(from).expect("a PEM file of our own");
+            let path = dir.file(name, &text, RunAs::Unprivileged);
+            path.display().to_string()
+        };
+        let settings = [
+            "listen_addresses=127.0.0.1".to_owned(),
+            format!("port={port}"),
+            "ssl=on".to_owned(),
+            format!("ssl_cert_file={}", copy(&own.certificate, "server.pem")),
+            format!("ssl_key_file={}", copy(&own.key, "server.key")),
+            format!(
+                "ssl_ca_file={}",
+                copy(&clients.certificate(), "clients.pem")
+            ),
+        ];
+        let pg = Self::start_with(&settings, Some(format!("local all all trust\n{rules}")));
+        pg.keep.lock().unwrap_or_else(|e| e.into_inner()).push(dir);
+        (pg, port)
+    }
+
+    fn start_with(settings: &[String], rules: Option<String>) -> Pg {
         let dir = TestDir::new(RunAs::Unprivileged);
         output_of(
             RunAs::Unprivileged
@@ -63,7 +98,16 @@ impl Pg {
                 ])
                 .arg(dir.join("data")),
         );
+        if let Some(rules) = rules {
+            dir.file("data/pg_hba.conf", &rules, RunAs::Unprivileged);
+        }
         let pg = Pg {
+            port: settings
+                .iter()
+                .find_map(|setting| setting.strip_prefix("port=")?.parse().ok())
+                .unwrap_or(5432),
+            settings: settings.to_vec(),
+            keep: Mutex::default(),
             dir,
             server: Mutex::new(None),
             templates: Mutex::default(),
@@ -95,6 +139,9 @@ impl Pg {
             "max_connections=200",
             "timezone=UTC",
         ] {
+            command.args(["-c", setting]);
+        }
+        for setting in &self.settings {
             command.args(["-c", setting]);
         }
         let mut running = Running::start(
@@ -187,12 +234,17 @@ impl Pg {
         Db {
             name,
             socket_dir: self.dir.path().into(),
+            port: self.port,
         }
     }
 
     fn config(&self, user: &str, dbname: &str) -> Config {
         let mut config = Config::new();
-        config.host_path(self.dir.path()).user(user).dbname(dbname);
+        config
+            .host_path(self.dir.path())
+            .port(self.port)
+            .user(user)
+            .dbname(dbname);
         config
     }
 
@@ -215,6 +267,7 @@ impl Db {
         let mut config = Config::new();
         config
             .host_path(&self.socket_dir)
+            .port(self.port)
             .user("hydra")
             .dbname(&self.name)
             .application_name("test");
@@ -238,16 +291,17 @@ impl Db {
     /// For HYDRA_DBI.
     pub fn dbi(&self) -> String {
         format!(
-            "dbi:Pg:dbname={};host={};user=hydra;",
+            "dbi:Pg:dbname={};host={};port={};user=hydra;",
             self.name,
-            self.socket_dir.display()
+            self.socket_dir.display(),
+            self.port
         )
     }
 
     /// For HYDRA_DATABASE_URL.
     pub fn url(&self) -> String {
         let host = self.socket_dir.to_string_lossy().replace('/', "%2F");
-        format!("postgres://hydra@{host}/{}", self.name)
+        format!("postgres://hydra@{host}:{}/{}", self.port, self.name)
     }
 
     /// Listen on channels, as a program that knows nothing of hydrad would.

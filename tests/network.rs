@@ -1,4 +1,5 @@
-//! Objects in a bucket: against a real S3 server that checks signatures, and against one that misbehaves.
+//! What goes over a network that is not ssh: objects in a bucket, against a real S3 server that checks signatures and one
+//! that misbehaves; and TLS to PostgreSQL, with certificates made here.
 
 mod common;
 
@@ -6,7 +7,8 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::time::Duration;
 
-use common::{Authority, RunAs, S3Auth, S3Server, S3User, Spoil, TestDir, Unreliable};
+use common::{Authority, Pg, RunAs, S3Auth, S3Server, S3User, Site, Spoil, TestDir, Unreliable};
+use hydrad::db::DbTarget;
 use hydrad::store::objects::{Body, Existing, Headers, Objects};
 use hydrad::store::s3::{Bucket, Limits};
 use hydrad::store::uri::StoreUri;
@@ -471,5 +473,254 @@ fn https_is_verified_with_the_certificates_that_are_named() {
             && error.contains("AWS_CA_BUNDLE")
             && !error.contains("tried"),
         "{error}"
+    );
+}
+
+#[test]
+fn tls_to_postgresql_is_configured_and_verified_as_libpq_does_it() {
+    let authority = Authority::new("farm authority");
+    let other = Authority::new("another authority");
+    let own = authority.issue("db.example", "DNS:db.example");
+    let (pg, port) = Pg::start_tls(
+        &own,
+        &authority,
+        "hostssl all hydra 127.0.0.1/32 scram-sha-256\n\
+         hostssl all by_certificate 127.0.0.1/32 cert\n\
+         hostnossl all unencrypted 127.0.0.1/32 trust\n",
+    );
+    pg.admin()
+        .batch_execute(
+            "alter role hydra password 'secret';
+             create role by_certificate login; create role unencrypted login",
+        )
+        .expect("roles");
+    let file = |path: &Path| path.display().to_string();
+    let (roots, wrong) = (file(&authority.certificate()), file(&other.certificate()));
+    let home = TestDir::new(RunAs::Me);
+    let connect = |user: &str, more: &str| -> Result<String, String> {
+        let dbi = format!("dbi:Pg:host=db.example;hostaddr=127.0.0.1;port={port};dbname=postgres;user={user};{more}");
+        let env = |name: &str| match name {
+            "HYDRA_DBI" => Some(dbi.clone()),
+            "PGPASSWORD" => Some("secret".to_owned()),
+            "HOME" => Some(file(home.path())),
+            _ => None,
+        };
+        let target = DbTarget::from_parts(&env, None).map_err(|error| error.to_string())?;
+        let mut client = target.connect("test").map_err(|error| error.to_string())?;
+        let row = client
+            .query_one(
+                "select ssl, coalesce(version, '') from pg_stat_ssl where pid = pg_backend_pid()",
+                &[],
+            )
+            .expect("an answer");
+        Ok(match row.get(0) {
+            true => row.get(1),
+            false => "not encrypted".to_owned(),
+        })
+    };
+    let encrypted = Ok("TLSv1.3".to_owned());
+    let plain = Ok("not encrypted".to_owned());
+
+    assert_eq!(connect("hydra", ""), encrypted, "prefer is the default");
+    assert_eq!(
+        connect("hydra", "sslmode=allow"),
+        encrypted,
+        "the server insists"
+    );
+    assert_eq!(
+        connect("hydra", "sslmode=require;channel_binding=require"),
+        encrypted
+    );
+    for mode in ["verify-ca", "verify-full"] {
+        assert_eq!(
+            connect("hydra", &format!("sslmode={mode};sslrootcert={roots}")),
+            encrypted
+        );
+    }
+    let old = format!("sslmode=verify-full;sslrootcert={roots};ssl_max_protocol_version=TLSv1.2");
+    assert_eq!(connect("hydra", &old), Ok("TLSv1.2".to_owned()));
+    // A server's own certificate among the authorities is believed.
+    let pinned = format!("sslmode=verify-full;sslrootcert={}", file(&own.certificate));
+    assert_eq!(connect("hydra", &pinned), encrypted);
+    let by_address = format!("host=127.0.0.1;sslmode=verify-ca;sslrootcert={roots}");
+    assert_eq!(
+        connect("hydra", &by_address),
+        encrypted,
+        "the name does not count"
+    );
+    assert_eq!(connect("unencrypted", ""), plain, "prefer goes on without");
+    assert_eq!(connect("unencrypted", "sslmode=allow"), plain);
+
+    let client = authority.issue("by_certificate", "");
+    let mine = format!(
+        "sslmode=verify-full;sslrootcert={roots};sslcert={};sslkey={}",
+        file(&client.certificate),
+        file(&client.key)
+    );
+    assert_eq!(connect("by_certificate", &mine), encrypted);
+    // Also where libpq looks by itself.
+    std::fs::create_dir(home.join(".postgresql")).expect("made");
+    for (from, name) in [
+        (&authority.certificate(), "root.crt"),
+        (&client.certificate, "postgresql.crt"),
+        (&client.key, "postgresql.key"),
+    ] {
+        std::fs::copy(from, home.join(".postgresql").join(name)).expect("copied");
+    }
+    assert_eq!(connect("by_certificate", "sslmode=verify-full"), encrypted);
+    std::fs::remove_dir_all(home.join(".postgresql")).expect("removed");
+
+    let full_by_address = format!("host=127.0.0.1;sslmode=verify-full;sslrootcert={roots}");
+    let foreign = other.issue("by_certificate", "");
+    let foreign = format!(
+        "sslmode=require;sslcert={};sslkey={}",
+        file(&foreign.certificate),
+        file(&foreign.key)
+    );
+    let open_key = home.file(
+        "open.key",
+        &std::fs::read_to_string(&client.key).expect("a key"),
+        RunAs::Me,
+    );
+    std::fs::set_permissions(
+        &open_key,
+        std::os::unix::fs::PermissionsExt::from_mode(0o644),
+    )
+    .expect("chmod");
+    let open_key = format!(
+        "sslmode=require;sslcert={};sslkey={}",
+        file(&client.certificate),
+        file(&open_key)
+    );
+    for (user, more, words) in [
+        (
+            "hydra",
+            &*format!("sslmode=verify-full;sslrootcert={wrong}"),
+            "was not issued by an authority in ",
+        ),
+        (
+            "hydra",
+            &format!("sslmode=verify-ca;sslrootcert={wrong}"),
+            "was not issued by an authority in ",
+        ),
+        // As in libpq, a file of authorities counts for `require` too.
+        (
+            "hydra",
+            &format!("sslmode=require;sslrootcert={wrong}"),
+            "was not issued by an authority in ",
+        ),
+        (
+            "hydra",
+            "sslrootcert=system",
+            "was not issued by an authority in this host's",
+        ),
+        (
+            "hydra",
+            &full_by_address,
+            "only names in the certificate's subjectAltName count",
+        ),
+        (
+            "hydra",
+            "sslmode=disable",
+            "the server may want TLS: set sslmode=require",
+        ),
+        (
+            "hydra",
+            "sslmode=verify-full",
+            "/.postgresql/root.crt does not exist; name it in sslrootcert",
+        ),
+        (
+            "hydra",
+            "sslmode=verify-ca;sslrootcert=system",
+            "needs sslmode=verify-full, not verify-ca",
+        ),
+        (
+            "hydra",
+            "sslmode=require;sslrootcert=/none",
+            "cannot read the certificates in /none",
+        ),
+        (
+            "hydra",
+            "sslmode=require;sslcrl=/x",
+            "`sslcrl` is not supported: revocation lists are not read",
+        ),
+        (
+            "hydra",
+            "sslmode=always",
+            "expected disable, allow, prefer, require, verify-ca or verify-full",
+        ),
+        (
+            "hydra",
+            "ssl_min_protocol_version=SSLv3",
+            "only TLSv1.2 and TLSv1.3",
+        ),
+        ("hydra", &open_key, "others may read it; run `chmod 600 "),
+        (
+            "by_certificate",
+            "sslmode=require",
+            "connection requires a valid client certificate",
+        ),
+        ("by_certificate", &foreign, "the server does not accept "),
+        ("unencrypted", "sslmode=require", "no pg_hba.conf entry"),
+    ] {
+        let error = connect(user, more).expect_err("must fail");
+        assert!(error.contains(words), "{more}: {error}");
+        assert!(!error.contains("secret"), "{error}");
+    }
+}
+
+#[test]
+fn all_sessions_of_the_queue_runner_are_encrypted() {
+    let authority = Authority::new("farm authority");
+    let own = authority.issue("localhost", "DNS:localhost,IP:127.0.0.1");
+    let (pg, port) = Pg::start_tls(
+        &own,
+        &authority,
+        "hostssl all hydra 127.0.0.1/32 scram-sha-256\n",
+    );
+    pg.admin()
+        .batch_execute("alter role hydra password 'secret'")
+        .expect("a password");
+    let site = Site::new(&pg);
+    site.machines(&Site::localhost(1));
+    let roots = site.file(
+        "root.crt",
+        &std::fs::read_to_string(authority.certificate()).expect("readable"),
+    );
+    let dbi = format!(
+        "dbi:Pg:host=127.0.0.1;port={port};dbname={};user=hydra;sslmode=verify-full",
+        site.db.name()
+    );
+    let with_tls = |args: &[&str]| {
+        site.hydrad(args)
+            .env("HYDRA_DBI", &dbi)
+            .env("PGPASSWORD", "secret")
+            .env("PGSSLROOTCERT", roots.display().to_string())
+    };
+    let mut hydrad = with_tls(&["run"]).start();
+    hydrad.wait_log("ready: ");
+    let builds = site.queue("{ a = derivation { name = \"a\"; system = builtins.currentSystem; builder = \"/bin/sh\"; args = [ \"-c\" \"echo > $out\" ]; }; }");
+    site.wait_all_finished(&mut hydrad);
+    assert_eq!(
+        site.rows("select id, buildStatus from Builds"),
+        [format!("{} 0", builds[0])]
+    );
+    let mut admin = site.db.superuser();
+    let rows = admin
+        .query(
+            "select a.query, s.ssl from pg_stat_activity a join pg_stat_ssl s using (pid)
+             where a.datname = current_database() and a.application_name like 'hydrad%'",
+            &[],
+        )
+        .expect("sessions");
+    // The listener, the lock and the pool.
+    assert!(rows.len() >= 3, "{} sessions", rows.len());
+    assert!(rows.iter().all(|row| row.get::<_, bool>(1)), "{rows:?}");
+
+    let output = with_tls(&["check"]).command().output().expect("started");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        text.contains(&format!("verify-full, authorities in {}", roots.display())),
+        "{text}"
     );
 }
