@@ -309,3 +309,246 @@ fn simulate_from_database_says_when_the_queue_is_done_and_what_other_machines_wo
     assert!(String::from_utf8_lossy(&output.stderr).contains("no machine of this name is listed"));
     assert_eq!(rows_written(&site), before, "nothing was written");
 }
+
+// ---- from Hydra's rows, and back to Hydra
+
+/// Hydra's tables as they are at a version.
+fn at_version(site: &Site, version: i32) {
+    let mut client = site.db.client();
+    if version < 87 {
+        client
+            .batch_execute(include_str!("../sql/schema/hydra-85-from-87.sql"))
+            .unwrap();
+    }
+    if version < 85 {
+        client
+            .batch_execute(
+                "alter table JobsetEvalInputs drop column shortRevLength;
+                 alter table BuildOutputs alter column path set not null;
+                 alter table BuildStepOutputs alter column path set not null;
+                 update SchemaVersion set version = 82;",
+            )
+            .unwrap();
+    }
+}
+
+/// A busy row as the C++ program leaves it when it is killed, with the outputs it knew of.
+fn left_by_cpp(site: &Site, build: i32, phase: i32, machine: &str) {
+    site.db
+        .client()
+        .execute(
+            "with step as (
+                insert into BuildSteps (build, stepnr, type, drvPath, busy, startTime, machine, system)
+                select id, coalesce((select max(stepnr) from BuildSteps s where s.build = b.id), 0) + 1, 0, drvPath, $2,
+                       extract(epoch from now())::int - 100, $3, system
+                from Builds b where id = $1 returning build, stepnr)
+             insert into BuildStepOutputs (build, stepnr, name, path)
+             select step.build, stepnr, name, path from step join BuildOutputs o on o.build = step.build",
+            &[&build, &phase, &machine],
+        )
+        .unwrap();
+}
+
+/// Goes from C++ to hydrad, which is killed, back to C++, and to hydrad again.
+fn there_and_back(version: i32) {
+    let site = Site::new(Pg::shared());
+    at_version(&site, version);
+    site.machines(&Site::stub("m1", 4, 1, "-"));
+    let long = r#"long = derivation { name = "long"; system = builtins.currentSystem; builder = "/none"; stubSeconds = "3600"; };"#;
+    let bad = r#"derivation { name = "bad"; system = builtins.currentSystem; builder = "/none"; stubStatus = "3"; }"#;
+    let needs = |name: &str| {
+        format!(
+            r#"{name} = derivation {{ name = "{name}"; system = builtins.currentSystem; builder = "/none"; input = {bad}; }};"#
+        )
+    };
+    let plain = common::stub_jobs("job", 5, "");
+    let plain = plain.trim().trim_matches(['{', '}']);
+    let builds = site.queue(&format!(
+        "{{ {plain} {long} {} {} }}",
+        needs("needs1"),
+        needs("needs2")
+    ));
+    let [done, busy, failed_before, fresh, aborted, long, ..] = builds[..] else {
+        panic!("{builds:?}")
+    };
+    let mut client = site.db.client();
+    // What Hydra had done: one build is finished and not yet told of; two attempts were under way when it was killed, one
+    // had been aborted; one path is known to fail; mail is to be sent again; and it had shown its status.
+    client
+        .batch_execute(&format!(
+            "update Builds set finished = 1, buildStatus = 0, isCachedBuild = 0, startTime = 1000, stopTime = 1100, size = 5,
+                    closureSize = 6, notificationPendingSince = 1100 where id = {done};
+             insert into BuildProducts (build, productnr, type, subtype, path, name) values ({done}, 1, 'doc', '', '/x', 'x');
+             insert into BuildSteps (build, stepnr, type, drvPath, busy, status, startTime, stopTime, machine, overhead)
+             values ({done}, 1, 0, (select drvPath from Builds where id = {done}), 0, 0, 1000, 1100, 'ssh://m1', 30);
+             insert into BuildStepOutputs (build, stepnr, name, path)
+             select build, 1, name, path from BuildOutputs where build = {done};
+             insert into BuildSteps (build, stepnr, type, drvPath, busy, status, errorMsg, startTime, machine)
+             values ({aborted}, 1, 0, (select drvPath from Builds where id = {aborted}), 0, 3, 'cannot connect', 1000, 'ssh://m1');
+             insert into FailedPaths select path from BuildOutputs where build = {failed_before};
+             insert into TaskRetries (channel, pluginname, payload, attempts, retry_at)
+             values ('build_finished', 'Hydra::Plugin::EmailNotification', '{done}', 1, 2000000000);
+             insert into SystemStatus values ('queue-runner', '{{\"status\": \"up\"}}');"
+        ))
+        .unwrap();
+    left_by_cpp(&site, busy, 30, "ssh://m1");
+    left_by_cpp(&site, fresh, 1, "");
+    let (untouched_sql, untouched) = {
+        let sql = format!(
+            "select b.notificationPendingSince, b.stopTime, t.payload, t.attempts, t.retry_at, p.path
+             from Builds b, TaskRetries t, BuildProducts p where b.id = {done} and p.build = b.id"
+        );
+        let rows = site.rows(&sql);
+        (sql, rows)
+    };
+
+    // hydrad works on these rows, and is killed in the middle of a build.
+    let mut hydrad = site.start();
+    hydrad.wait_sql(
+        &site.db,
+        &format!("select array_agg(id) = array[{long}] from Builds where finished = 0"),
+    );
+    hydrad.wait_sql(
+        &site.db,
+        &format!("select count(*) = 1 from BuildSteps where build = {long} and busy = 30"),
+    );
+    hydrad.kill_9();
+    assert_eq!(site.rows(&untouched_sql), untouched, "what was Hydra's");
+    assert_eq!(
+        site.rows(
+            "select job, buildStatus, isCachedBuild from Builds where finished = 1 order by job"
+        ),
+        [
+            "job000 0 0",
+            "job001 0 0",
+            "job002 1 1",
+            "job003 0 0",
+            "job004 0 0",
+            "needs1 2 0",
+            "needs2 2 0"
+        ]
+    );
+
+    // Back to C++, which reads and writes as it does. Its start, clearBusy:
+    let cleared = client
+        .execute(
+            "update BuildSteps set busy = 0, status = 3, stopTime = null where busy <> 0",
+            &[],
+        )
+        .unwrap();
+    assert_eq!(cleared, 1);
+    // getQueuedBuilds; a null would be an exception.
+    let queued = client
+        .query(
+            "select b.id, b.jobset_id, j.project, j.name, b.job, b.drvPath, b.maxsilent, b.timeout, b.timestamp,
+                    b.globalPriority, b.priority
+             from Builds b inner join Jobsets j on b.jobset_id = j.id where finished = 0
+             order by globalPriority desc, random()",
+            &[],
+        )
+        .unwrap();
+    assert_eq!(queued.len(), 1);
+    assert_eq!(
+        (
+            queued[0].get::<_, i32>(0),
+            queued[0].get::<_, i32>(6),
+            queued[0].get::<_, i32>(7)
+        ),
+        (long, 7200, 36000)
+    );
+    // getBuildOutputCached: the first output of what hydrad built, its products and metrics.
+    for build in [busy, fresh, aborted] {
+        let row = client
+            .query_one(
+                "select b.id, b.buildStatus, b.releaseName, b.closureSize, b.size
+                 from Builds b join BuildOutputs o on b.id = o.build
+                 where b.finished = 1 and (b.buildStatus = 0 or b.buildStatus = 6)
+                   and o.path = (select path from BuildOutputs where build = $1 order by name limit 1)",
+                &[&build],
+            )
+            .unwrap();
+        assert_eq!(row.get::<_, i32>(0), build);
+        assert!(row.get::<_, i64>(3) > 0 && row.get::<_, i64>(4) > 0);
+        assert_eq!(row.get::<_, Option<String>>(2), None);
+        client
+            .query(
+                "select type, subtype, fileSize, sha256hash, path, name, defaultPath from BuildProducts where build = $1
+                 order by productnr",
+                &[&build],
+            )
+            .unwrap();
+    }
+    // Everything it reads into plain values, and what its web pages and its notifier rely on.
+    for (what, sql) in [
+        ("steps with an unknown status or type", "select build, stepnr from BuildSteps
+          where status not in (0, 1, 3, 4, 7, 8, 9, 10, 11, 12) or type not in (0, 1) or machine is null or drvPath is null"),
+        ("builds with an unknown status", "select id from Builds where buildStatus not in (0, 1, 2, 3, 4, 6, 7, 9, 10, 11, 12)"),
+        ("builds without limits", "select id from Builds where maxsilent is null or timeout is null"),
+        ("finished builds that nobody is told of", "select id from Builds where finished = 1 and notificationPendingSince is null"),
+        ("outputs without a path", "select build from BuildOutputs where path is null and build in (select id from Builds where finished = 1)"),
+        ("a history of shares that goes back", "select build from BuildSteps where stopTime < startTime"),
+        ("a machine's name that is not in its file", "select machine from BuildSteps where machine not in ('', 'm1', 'ssh://m1')"),
+    ] {
+        assert_eq!(site.rows(sql), [""; 0], "{what}");
+    }
+    // The origin of a failure, as for a build that meets it later.
+    assert_eq!(
+        site.rows(
+            "select count(*), count(*) filter (where propagatedFrom is null), max(status)
+             from BuildSteps where drvPath like '%-bad.drv'"
+        ),
+        ["2 1 1"]
+    );
+    // It builds what is left, and is killed with another attempt under way.
+    client
+        .batch_execute(&format!(
+            "insert into BuildSteps (build, stepnr, type, drvPath, busy, startTime, machine, system)
+             select id, (select max(stepnr) + 1 from BuildSteps s where s.build = b.id), 0, drvPath, 1, 3000, 'ssh://m1', system
+             from Builds b where id = {long} on conflict do nothing;
+             insert into BuildStepOutputs (build, stepnr, name, path)
+             select o.build, (select max(stepnr) from BuildSteps s where s.build = o.build), name, path
+             from BuildOutputs o where build = {long};
+             update BuildSteps set busy = 0, status = 0, stopTime = 3100, overhead = 10 where build = {long} and busy = 1;
+             update Builds set finished = 1, buildStatus = 0, startTime = 3000, stopTime = 3100, size = 1, closureSize = 1,
+                    isCachedBuild = 0, notificationPendingSince = 3100 where id = {long};"
+        ))
+        .unwrap();
+    assert_eq!(
+        site.rows(&format!(
+            "select stepnr, status from BuildSteps where build = {long} order by stepnr"
+        )),
+        ["1 3", "2 0"]
+    );
+    let more = site.queue_in("more", &common::stub_jobs("more", 2, ""));
+    left_by_cpp(&site, more[0], 40, "ssh://m1");
+
+    // And to hydrad again.
+    let mut hydrad = site.start();
+    site.wait_all_finished(&mut hydrad);
+    hydrad.wait_sql(
+        &site.db,
+        "select not exists (select 1 from BuildSteps where busy <> 0)",
+    );
+    assert!(hydrad.terminate().success());
+    site.assert_complete();
+    assert_eq!(site.rows(&untouched_sql), untouched);
+    assert_eq!(
+        site.ask::<i32>("select version from SchemaVersion"),
+        version
+    );
+}
+
+#[test]
+fn from_hydra_and_back_at_schema_82() {
+    there_and_back(82);
+}
+
+#[test]
+fn from_hydra_and_back_at_schema_85() {
+    there_and_back(85);
+}
+
+#[test]
+fn from_hydra_and_back_at_schema_87() {
+    there_and_back(87);
+}
