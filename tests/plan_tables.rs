@@ -249,8 +249,8 @@ impl Table {
                     phase,
                 }
             }
-            "built" | "fails" | "transient" | "machine-fault" | "our-fault" | "vanished"
-            | "cancelled" => self.ended(verb, rest),
+            "built" | "fails" | "transient" | "machine-fault" | "our-fault" | "inputs-gone"
+            | "vanished" | "cancelled" => self.ended(verb, rest),
             "written" => Event::Written {
                 upto: Ticket(rest[0].parse().expect("a ticket")),
             },
@@ -307,6 +307,13 @@ impl Table {
             "machine-fault" => Outcome::MachineFault { message },
             "our-fault" => Outcome::OurFault { message },
             "vanished" => Outcome::Collected,
+            "inputs-gone" => Outcome::InputsGone {
+                message,
+                inputs: words(word(rest, "inputs", ""))
+                    .iter()
+                    .map(|input| path(input))
+                    .collect(),
+            },
             _ => Outcome::Cancelled,
         };
         let stop = self.now.secs();
@@ -808,6 +815,47 @@ our-fault top
     say info: will retry ‘top’ after 187s
 why 10
     is tried again in 3 min 7 s (failed tries: 0), after an error: it broke
+"#,
+    );
+}
+
+#[test]
+fn an_input_that_is_gone_is_made_again_first() {
+    check(
+        r#"
+machines a:x86_64-linux:1
+builds 10:top
+    inspect top
+    page taken
+needs top x86_64-linux lib
+    inspect lib
+valid lib
+    #1 start top on a: run 1 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+inputs-gone top inputs=lib no-log
+    say warn: cannot build ‘top’ now: it broke; its inputs are asked about again
+    #2 finish run 1: aborted “it broke”, keep log, no log
+wait 1s
+    inspect top
+needs top x86_64-linux lib
+    inspect lib
+needs lib x86_64-linux
+    #3 start lib on a: run 2 for 10, announced [], silent 3600 timeout 36000, wanted by 1
+built lib
+    #4 finish run 2: succeeded
+    #5 start top on a: run 3 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+inputs-gone top inputs=lib no-log
+    say warn: cannot build ‘top’ now: it broke; its inputs are asked about again
+    #6 finish run 3: aborted “it broke”, keep log, no log
+wait 1s
+wait 70s
+    inspect top
+needs top x86_64-linux lib
+    inspect lib
+valid lib
+    #7 start top on a: run 4 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+built top
+    #8 finish run 4: succeeded
+    #9 succeed 10 in 10s
 "#,
     );
 }

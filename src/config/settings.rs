@@ -170,13 +170,21 @@ pub const DEFINITIONS: &[Definition] = &[
         "A build whose system type or features no machine has is given up after this time. 0: at \
          once. A system type that some machine had within the last hour stays supported."),
     used("max_local_worker_threads", count(0, 1024), "0",
-        "How many steps may receive outputs at the same time. 0: the number of CPUs less two, at \
+        "How many steps may receive outputs (and compress them, for a binary cache) at the same time. 0: the number of CPUs less two, at \
          least two."),
     used("gc_roots_dir", Kind::Path, "",
         "The folder of Hydra's garbage collector roots. Not set: \
          $NIX_STATE_DIR/gcroots/per-user/$LOGNAME/hydra-roots, as in Hydra."),
     used("store_uri", Kind::Text, "",
-        "The destination store, into which outputs go. Not set: the local store."),
+        "The destination store, into which outputs go. Not set: the local store. `file:///DIR` is a \
+         binary cache in a folder; its parameters (`?secret-key=FILE&compression=zstd`) are in the \
+         manual."),
+    used("narinfo-cache-positive-ttl", Kind::Seconds, "3600",
+        "For how long a path that was found in the binary cache of store_uri is believed to be \
+         there. What is missed on use is forgotten at once."),
+    used("narinfo-cache-negative-ttl", Kind::Seconds, "60",
+        "For how long a path that was not found in the binary cache of store_uri is believed not to \
+         be there, unless hydrad itself puts it there."),
     used("use-substitutes", Kind::Bool, "false",
         "Whether missing outputs are taken from substituters instead of being built."),
     used("upload_logs_to_binary_cache", Kind::Bool, "false",
@@ -439,6 +447,8 @@ pub struct Settings {
     pub gc_roots_dir: PathBuf,
     /// `None`: the local store.
     pub store_uri: Option<String>,
+    pub narinfo_positive_ttl: Duration,
+    pub narinfo_negative_ttl: Duration,
     pub use_substitutes: bool,
     pub upload_logs_to_binary_cache: bool,
     pub queue_runner_metrics_address: Option<Address>,
@@ -603,6 +613,8 @@ pub fn survey(
         },
         gc_roots_dir: values.path("gc_roots_dir", &gc_roots_default),
         store_uri: values.optional("store_uri").map(|(uri, _)| uri),
+        narinfo_positive_ttl: values.seconds("narinfo-cache-positive-ttl"),
+        narinfo_negative_ttl: values.seconds("narinfo-cache-negative-ttl"),
         use_substitutes: values.bool("use-substitutes"),
         upload_logs_to_binary_cache: values.bool("upload_logs_to_binary_cache"),
         queue_runner_metrics_address: values.address("queue_runner_metrics_address"),

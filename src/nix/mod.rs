@@ -8,9 +8,12 @@
 pub mod derivation;
 pub mod derivation_hash;
 pub mod hash;
+pub mod listing;
 pub mod nar;
+pub mod narinfo;
 pub mod path_info;
 pub mod products;
+pub mod signing;
 pub mod store_path;
 
 use std::io;
@@ -49,6 +52,12 @@ pub enum Error {
     /// A byte stream that is not a canonical NAR. `at` counts bytes from the start of the NAR.
     #[error("malformed NAR at byte {at}: {why}")]
     Nar { at: u64, why: String },
+    /// A narinfo that says too little or nothing that makes sense.
+    #[error("malformed narinfo, '{line}': {why}")]
+    NarInfo { line: String, why: String },
+    /// A text that is no key. Secret keys are never repeated in messages.
+    #[error("not a key: {why}")]
+    Key { why: &'static str },
     /// A file or directory could not be read or written.
     #[error("cannot {doing} '{}'", path.display())]
     File {

@@ -43,6 +43,8 @@ pub trait Visitor {
     fn directory(&mut self, path: &[u8]) -> Result<(), Error>;
     /// A symbolic link; the target is not empty and has no NUL.
     fn symlink(&mut self, path: &[u8], target: &[u8]) -> Result<(), Error>;
+    /// Where in the NAR the contents of the file begin that is told of next.
+    fn contents_at(&mut self, _at: u64) {}
     /// A regular file of `size` bytes begins; its contents follow.
     fn file(&mut self, path: &[u8], size: u64, executable: bool) -> Result<(), Error>;
     /// The next bytes of the file that began last. Never called for an empty file.
@@ -76,6 +78,9 @@ impl<V: Visitor + ?Sized> Visitor for &mut V {
     }
     fn symlink(&mut self, path: &[u8], target: &[u8]) -> Result<(), Error> {
         (**self).symlink(path, target)
+    }
+    fn contents_at(&mut self, at: u64) {
+        (**self).contents_at(at);
     }
     fn file(&mut self, path: &[u8], size: u64, executable: bool) -> Result<(), Error> {
         (**self).file(path, size, executable)
@@ -324,7 +329,8 @@ impl Parser {
                     bytes,
                 };
                 if have + n == 8 {
-                    self.length(u64::from_le_bytes(bytes), visitor)?;
+                    let end = self.offset + n as u64;
+                    self.length(u64::from_le_bytes(bytes), end, visitor)?;
                 }
                 Ok(n)
             }
@@ -364,13 +370,15 @@ impl Parser {
         }
     }
 
-    fn length(&mut self, len: u64, visitor: &mut dyn Visitor) -> Result<(), Error> {
+    /// `end` is where the length ends.
+    fn length(&mut self, len: u64, end: u64, visitor: &mut dyn Visitor) -> Result<(), Error> {
         let padding = len.wrapping_neg() as usize % 8;
         if let Want::Contents { executable } = self.want {
             // A file cannot be longer than a file's offset can say.
             if len > i64::MAX as u64 {
                 return self.bad(format!("a file of {len} bytes"));
             }
+            visitor.contents_at(end);
             visitor.file(&self.path, len, executable)?;
             self.want = Want::NodeClose;
             if len == 0 {

@@ -286,6 +286,29 @@ impl Plan {
                     self.free_step(step);
                 }
             }
+            Outcome::InputsGone { message, inputs } => {
+                let drv = self.graph.drv(step);
+                let text = format!(
+                    "cannot build ‘{drv}’ now: {message}; its inputs are asked about again"
+                );
+                self.say(Level::Warn, text);
+                finish.message = row_message(finish.status, &message);
+                finish.keep_attempt_log = again;
+                self.record(Record::FinishStep(finish));
+                self.distrust(&inputs);
+                if again {
+                    let slot = self.graph.step_mut(step);
+                    slot.put_off = slot.put_off.saturating_add(1);
+                    // At once the first time; a store that says now this, now that, is not asked without a pause.
+                    let delay = match slot.put_off {
+                        1 => 0,
+                        n => growing_ms(&self.settings, u32::from(n) - 1),
+                    };
+                    self.sleep(step, State::AskLater, delay);
+                } else {
+                    self.free_step(step);
+                }
+            }
             Outcome::Collected => {
                 let message = format!(
                     "derivation ‘{}’ is not in the store any more: it was garbage-collected before it could be built",

@@ -207,6 +207,12 @@ pub enum Outcome {
     MachineFault { message: Box<str> },
     /// Disk, database, local store. Never counts against the step nor the machine.
     OurFault { message: Box<str> },
+    /// What these input derivations made was valid once and is not any more: they are asked about again, and built
+    /// again where that is needed, before the step is.
+    InputsGone {
+        message: Box<str>,
+        inputs: Vec<Box<str>>,
+    },
     /// The derivation disappeared between inspection and start.
     Collected,
     /// Ended because the plan said so ([`super::action::Action::Kill`]).

@@ -58,7 +58,7 @@ impl State {
             Blocked => matches!(to, Runnable | Doomed | Free),
             Runnable => matches!(to, Running | Doomed | Free),
             Deferred => matches!(to, Runnable | Doomed | Free),
-            Running => matches!(to, Runnable | Deferred | Valid | Doomed | Free),
+            Running => matches!(to, Runnable | Deferred | AskLater | Valid | Doomed | Free),
             Valid => matches!(to, AskLater | Free),
             Doomed => to == Free,
         }

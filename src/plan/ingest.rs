@@ -522,6 +522,24 @@ impl Plan {
         i64::from(walked) + 1
     }
 
+    /// Steps believed to be valid are not any more: their dependents' next question finds them anew.
+    pub(super) fn distrust(&mut self, drvs: &[Box<str>]) {
+        for drv in drvs {
+            let Some(step) = self.graph.names.find(drv) else {
+                continue;
+            };
+            if self.graph.step(step).state != State::Valid {
+                continue;
+            }
+            if self.graph.step(step).builds == NONE {
+                self.free_step(step);
+            } else {
+                self.graph.step_mut(step).describing = false;
+                self.sleep(step, State::AskLater, 0);
+            }
+        }
+    }
+
     fn keep_valid(&mut self, step: u32) {
         let slot = self.graph.step_mut(step);
         slot.tries = 0;

@@ -83,7 +83,7 @@ pub fn adoption(context: &Context, step: &BusyStep) -> Result<Option<Adoption>, 
     }
 }
 
-/// When all outputs of a step are valid: the time the last of them was registered.
+/// When all outputs of a step are in the destination store: the time the last of them came there.
 fn adoptable(context: &Context, step: &BusyStep) -> Option<UnixSecs> {
     let paths: Vec<&str> = step
         .outputs
@@ -92,7 +92,7 @@ fn adoptable(context: &Context, step: &BusyStep) -> Option<UnixSecs> {
         .collect::<Option<_>>()?;
     let mut stop = None;
     for path in paths {
-        match context.store.registration_time(path) {
+        match context.dest.arrival(path) {
             Ok(Some(time)) => stop = stop.max(Some(time)),
             Ok(None) => return None,
             Err(message) => {

@@ -19,6 +19,7 @@ use crate::model::BuildOutput;
 use crate::nix::derivation::{Derivation, DerivationFacts, DrvKind};
 use crate::nix::products::{self, OutputScan};
 use crate::plan::event::{Event, QuestionId, StepFacts, StepSpec};
+use crate::store::destination::Trouble;
 use crate::sys::child::plain_error;
 
 /// Pause between attempts while something of ours is away.
@@ -56,7 +57,7 @@ enum Scanned {
     Open {
         spec: StepSpec,
         outputs: Vec<String>,
-        all_on_disk: bool,
+        is_candidate: bool,
     },
 }
 
@@ -95,7 +96,7 @@ fn judge(
         .filter_map(|scanned| match scanned {
             Scanned::Open {
                 outputs,
-                all_on_disk: true,
+                is_candidate: true,
                 ..
             } => Some(outputs),
             _ => None,
@@ -103,8 +104,8 @@ fn judge(
         .flatten()
         .map(String::as_str)
         .collect();
-    let valid = until_it_works(context, "the local store", || {
-        context.store.valid_paths(&candidates)
+    let valid = until_it_works(context, "the destination store", || {
+        context.dest.valid_paths(&candidates)
     });
     let is_valid = |outputs: &[String]| outputs.iter().all(|path| valid.contains(path));
     let needed: Vec<&str> = scanned
@@ -175,9 +176,11 @@ fn scan(context: &Context, drv: &str) -> Scanned {
     if outputs.is_empty() {
         return unusable(format!("{drv} has no outputs"));
     }
-    let all_on_disk = outputs
-        .iter()
-        .all(|path| std::fs::symlink_metadata(path).is_ok());
+    // Of what is not on disk the local store need not be asked.
+    let is_candidate = !context.dest.is_local()
+        || outputs
+            .iter()
+            .all(|path| std::fs::symlink_metadata(path).is_ok());
     let prefer_local = facts.prefer_local_build
         && context
             .local_host
@@ -199,7 +202,7 @@ fn scan(context: &Context, drv: &str) -> Scanned {
     Scanned::Open {
         spec,
         outputs,
-        all_on_disk,
+        is_candidate,
     }
 }
 
@@ -253,7 +256,7 @@ fn describe(context: &Context, drv: &str) -> Result<BuildOutput, String> {
     let derivation = Derivation::parse(&bytes).map_err(|error| format!("{drv}: {error}"))?;
     let outputs: Vec<(String, String)> = derivation.known_outputs();
     let paths: Vec<&str> = outputs.iter().map(|(_, path)| path.as_str()).collect();
-    let valid = context.store.valid_paths(&paths)?;
+    let valid = context.dest.valid_paths(&paths)?;
     if let Some(missing) = paths.iter().find(|path| !valid.contains(**path)) {
         return Err(format!("{missing} is not valid any more"));
     }
@@ -278,20 +281,28 @@ fn describe(context: &Context, drv: &str) -> Result<BuildOutput, String> {
     Ok(output)
 }
 
-/// Reads what Hydra shows of these outputs from the local store.
+/// Reads what Hydra shows of these outputs from the destination store.
 ///
 /// # Errors
 /// A message naming the path at fault.
 pub fn from_store(context: &Context, outputs: &[(String, String)]) -> Result<BuildOutput, String> {
+    let dest = &context.dest;
     let paths: Vec<&str> = outputs.iter().map(|(_, path)| path.as_str()).collect();
-    let closure_size = context.store.closure_size(&paths)?;
+    let text = |trouble: Trouble| {
+        if let Trouble::Gone(_) = trouble {
+            // Found out here, so that the next question about these outputs has another answer.
+            let paths: Vec<String> = outputs.iter().map(|(_, path)| path.clone()).collect();
+            let _ = dest.gone(&paths);
+        }
+        trouble.to_string()
+    };
+    let closure_size = dest.closure_size(&paths).map_err(text)?;
     let mut scans = Vec::with_capacity(outputs.len());
-    for ((name, path), scan) in outputs.iter().zip(context.store.scan(&paths)?) {
-        let nar_size = context.store.export_info(path)?.nar_size;
+    for ((name, path), scan) in outputs.iter().zip(dest.scan(&paths).map_err(text)?) {
         scans.push(OutputScan {
             name: name.clone(),
             path: path.clone(),
-            nar_size,
+            nar_size: dest.nar_size(path).map_err(text)?,
             scan,
         });
     }

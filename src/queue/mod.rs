@@ -39,9 +39,11 @@ use crate::db::{schema, DbError};
 use crate::model::{BuildId, Ticket};
 use crate::plan::event::{Event, Hold, PlanSettings};
 use crate::plan::Plan;
+use crate::store::destination::{Destination, Manner};
 use crate::store::local::LocalStore;
 use crate::store::logs::LogStore;
 use crate::store::nix_conf;
+use crate::store::presence::Lifetimes;
 use crate::store::roots::GcRoots;
 use crate::sys::clock::PlanClock;
 use crate::sys::lockfile::LockFile;
@@ -99,6 +101,8 @@ pub struct Limits {
 /// What the threads of the service share. No lock in it is held across a channel operation.
 pub struct Context {
     pub store: Arc<LocalStore>,
+    /// Where outputs go; often the local store too.
+    pub dest: Arc<Destination>,
     pub logs: LogStore,
     pub roots: GcRoots,
     pub pool: Pool,
@@ -305,7 +309,6 @@ struct Service {
 
 fn start(config: &Config) -> Result<Service, Error> {
     let settings = &config.settings;
-    check_destination(settings)?;
     let locks = take_lock_files(settings)?;
     let mut client = config.target.connect(APPLICATION_NAME)?;
     for warning in schema::check_schema(&mut client)?.serve()? {
@@ -332,6 +335,7 @@ fn start(config: &Config) -> Result<Service, Error> {
         &config.target,
         pool,
         context_parts,
+        stores(settings, true)?,
         Some(proof),
         config.build_one,
     );
@@ -357,6 +361,7 @@ fn context(
     target: &DbTarget,
     pool: Pool,
     parts: (LogStore, GcRoots),
+    (store, dest): (Arc<LocalStore>, Arc<Destination>),
     proof: Option<LockProof>,
     build_one: Option<BuildId>,
 ) -> (Arc<Context>, Ends) {
@@ -364,16 +369,8 @@ fn context(
     // Bounded by the plan's credit, so that the plan never waits for the writer.
     let (writer_sender, writer_inbox) = unbounded();
     let context = Arc::new(Context {
-        store: Arc::new(
-            LocalStore::from_env(
-                &|name| std::env::var(name).ok(),
-                &settings.nix_daemon_program,
-            )
-            .limited(
-                settings.max_local_worker_threads as usize,
-                settings.deadlines.register,
-            ),
-        ),
+        store,
+        dest,
         logs: parts.0,
         roots: parts.1,
         pool,
@@ -410,13 +407,37 @@ fn context(
     (context, ends)
 }
 
-fn check_destination(settings: &Settings) -> Result<(), Error> {
-    let uri = settings.store_uri.as_deref();
-    match uri.filter(|uri| !is_local_store(uri)) {
-        None => Ok(()),
-        Some(uri) => Err(Error::Setting(format!(
-            "store_uri = {uri}: this release can only use the local store as its destination store"
-        ))),
+/// The local store and the destination store; without `writes` nothing is ever put there.
+fn stores(settings: &Settings, writes: bool) -> Result<(Arc<LocalStore>, Arc<Destination>), Error> {
+    let store = Arc::new(local_store(settings));
+    let manner = manner(settings, writes);
+    let dest = Destination::open(settings.store_uri.as_deref(), store.clone(), &manner)
+        .map_err(Error::Setting)?;
+    Ok((store, Arc::new(dest)))
+}
+
+/// The local store as the environment names it.
+fn local_store(settings: &Settings) -> LocalStore {
+    LocalStore::from_env(
+        &|name| std::env::var(name).ok(),
+        &settings.nix_daemon_program,
+    )
+    .limited(
+        settings.max_local_worker_threads as usize,
+        settings.deadlines.register,
+    )
+}
+
+/// How the destination store is used.
+fn manner(settings: &Settings, writes: bool) -> Manner {
+    Manner {
+        lifetimes: Lifetimes {
+            positive: settings.narinfo_positive_ttl,
+            negative: settings.narinfo_negative_ttl,
+        },
+        uploads_max: settings.max_local_worker_threads as usize,
+        staging: settings.data_dir.join("queue-runner").join("staging"),
+        writes,
     }
 }
 
@@ -446,13 +467,6 @@ fn warn_of_few_connections(client: &mut postgres::Client, pooled_max: u32) -> Re
         );
     }
     Ok(())
-}
-
-fn is_local_store(uri: &str) -> bool {
-    matches!(
-        uri.split('?').next(),
-        Some("" | "auto" | "local" | "daemon")
-    )
 }
 
 /// The lock files of Hydra's C++ queue runner and of upstream's newer one.
@@ -680,6 +694,9 @@ impl Service {
     /// Serves until told to stop, then stops in order.
     fn serve(self, config: &Config, signals: &Receiver<Signal>) {
         systemd::notify("READY=1\nSTATUS=building");
+        if !self.context.dest.is_local() {
+            log::info!("outputs go to {}", self.context.dest.describe());
+        }
         log::info!(
             "ready: {}, {}",
             config.target.describe(),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crossbeam_channel::Receiver;
 
 use super::driver::Inbox;
-use super::{check_destination, context, Context, Error};
+use super::{context, stores, Context, Error};
 use crate::config::settings::Settings;
 use crate::db::connect::DbTarget;
 use crate::db::pool::Pool;
@@ -33,7 +33,7 @@ pub struct Observer {
 /// # Errors
 /// What would also keep the queue runner from starting, except for locks, sessions of others and hydrad's own tables.
 pub fn observe(settings: &Settings, target: &DbTarget) -> Result<Observer, Error> {
-    check_destination(settings)?;
+    let stores = stores(settings, false)?;
     let target = target.clone().read_only();
     let mut client = target.connect(APPLICATION_NAME)?;
     for warning in schema::check_schema(&mut client)?.serve_reader()? {
@@ -46,7 +46,7 @@ pub fn observe(settings: &Settings, target: &DbTarget) -> Result<Observer, Error
         LogStore::reader(&settings.data_dir),
         GcRoots::reader(&settings.gc_roots_dir),
     );
-    let (context, ends) = context(settings, &target, pool, parts, None, None);
+    let (context, ends) = context(settings, &target, pool, parts, stores, None, None);
     Ok(Observer {
         context,
         inbox: ends.plan,

@@ -10,7 +10,8 @@ use crossbeam_channel::{unbounded, Receiver, RecvTimeoutError, Sender};
 
 use super::connection::{Connection, Trouble};
 use super::machine::Machine;
-use crate::store::local::{LocalStore, PathMeta};
+use crate::store::destination::{Destination, Trouble as DestTrouble};
+use crate::store::local::PathMeta;
 use crate::sys::thread;
 use crate::wire::Error as WireError;
 
@@ -20,7 +21,21 @@ pub struct SendJob {
     /// What the machine did not have when it was last asked, references first.
     pub paths: Vec<Arc<PathMeta>>,
     /// Where the connection goes back to. Nobody listening: the run was ended.
-    pub reply: Sender<(Connection, Result<Sent, Trouble>)>,
+    pub reply: Sender<(Connection, Result<Sent, SendError>)>,
+}
+
+/// Why a closure was not sent.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum SendError {
+    Connection(Trouble),
+    /// Something of it is not in the destination store any more.
+    Gone(String),
+}
+
+impl From<Trouble> for SendError {
+    fn from(trouble: Trouble) -> SendError {
+        SendError::Connection(trouble)
+    }
 }
 
 /// What was sent.
@@ -44,7 +59,7 @@ impl SendThread {
     pub fn send(
         &self,
         machine: &Arc<Machine>,
-        store: &Arc<LocalStore>,
+        dest: &Arc<Destination>,
         job: SendJob,
     ) -> Result<(), Trouble> {
         // Jobs are queued under the lock, so that a thread which leaves for idleness cannot miss one.
@@ -52,9 +67,9 @@ impl SendThread {
         if jobs.is_none() {
             // Holds at most one job a slot of the machine.
             let (sender, receiver) = unbounded();
-            let (machine, store) = (machine.clone(), store.clone());
+            let (machine, dest) = (machine.clone(), dest.clone());
             thread::spawn(format!("send-{}", machine.name), move || {
-                serve(&machine, &store, &receiver)
+                serve(&machine, &dest, &receiver)
             })
             .map_err(|error| Trouble::Ours(format!("cannot start a sending thread: {error}")))?;
             *jobs = Some(sender);
@@ -74,7 +89,7 @@ impl SendThread {
 }
 
 /// The body of the thread.
-fn serve(machine: &Machine, store: &LocalStore, jobs: &Receiver<SendJob>) {
+fn serve(machine: &Machine, dest: &Destination, jobs: &Receiver<SendJob>) {
     loop {
         match jobs.recv_timeout(machine.thread_idle_max()) {
             Ok(SendJob {
@@ -82,7 +97,7 @@ fn serve(machine: &Machine, store: &LocalStore, jobs: &Receiver<SendJob>) {
                 paths,
                 reply,
             }) => {
-                let sent = send_missing(&mut connection, store, machine, &paths);
+                let sent = send_missing(&mut connection, dest, machine, &paths);
                 // Nobody listening: the connection closes here.
                 let _ = reply.send((connection, sent));
             }
@@ -101,10 +116,10 @@ fn serve(machine: &Machine, store: &LocalStore, jobs: &Receiver<SendJob>) {
 /// Asks again what is missing and copies that, references before referrers.
 fn send_missing(
     connection: &mut Connection,
-    store: &LocalStore,
+    dest: &Destination,
     machine: &Machine,
     paths: &[Arc<PathMeta>],
-) -> Result<Sent, Trouble> {
+) -> Result<Sent, SendError> {
     let deadlines = machine.deadlines();
     connection
         .pipes
@@ -113,28 +128,43 @@ fn send_missing(
     connection.count_temp_roots(asked.iter().copied());
     let valid = match connection.client.query_valid_paths(&asked, true, false) {
         Ok(valid) => valid.into_iter().collect::<HashSet<String>>(),
-        Err(error) => return Err(connection.trouble(&error, "asking which paths are missing")),
+        Err(error) => {
+            return Err(connection
+                .trouble(&error, "asking which paths are missing")
+                .into())
+        }
     };
     connection.pipes.enter("sending inputs", deadlines.send);
     let mut sent = Sent::default();
     for meta in paths.iter().filter(|meta| !valid.contains(&*meta.path)) {
-        let info = store.export_info(&meta.path).map_err(Trouble::Ours)?;
-        let result = store.read_nar(&meta.path, |nar| {
-            connection.client.add_to_store_nar(&info, nar)
+        let read = dest.read(&meta.path, |info, nar| {
+            let result = connection.client.add_to_store_nar(info, nar);
+            (result, info.nar_size)
         });
-        match result.map_err(Trouble::Ours)? {
+        let (result, nar_size) = read.map_err(|trouble| match trouble {
+            DestTrouble::Killed => Trouble::Killed.into(),
+            DestTrouble::Gone(message) => SendError::Gone(message),
+            DestTrouble::Here(message) => Trouble::Ours(message).into(),
+        })?;
+        match result {
             Ok(()) => {}
             // Half a NAR has left: the connection is of no use any more, whoever is at fault.
             Err(WireError::Source(error)) => {
                 return Err(Trouble::Ours(format!(
-                    "cannot read {} from the local store: {error}",
-                    meta.path
-                )));
+                    "cannot read {} from {}: {error}",
+                    meta.path,
+                    dest.describe()
+                ))
+                .into());
             }
-            Err(error) => return Err(connection.trouble(&error, &format!("sending {}", meta.path))),
+            Err(error) => {
+                return Err(connection
+                    .trouble(&error, &format!("sending {}", meta.path))
+                    .into())
+            }
         }
         sent.paths += 1;
-        sent.nar_bytes += info.nar_size;
+        sent.nar_bytes += nar_size;
     }
     Ok(sent)
 }

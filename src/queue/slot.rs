@@ -14,7 +14,7 @@ use crossbeam_channel::{bounded, unbounded, Receiver, RecvTimeoutError, Sender};
 
 use super::connection::{Connection, Trouble};
 use super::machine::Machine;
-use super::sender::SendJob;
+use super::sender::{SendError, SendJob};
 use super::Context;
 use crate::db::writer::{Body, Entry, Message, StartAck, StartStep};
 use crate::model::{BuildId, BuildOutput, BuildStatus, Phase, RunId, Ticket, UnixSecs};
@@ -23,7 +23,8 @@ use crate::nix::products::{self, MemberScan, OutputScan};
 use crate::nix::ValidPathInfo;
 use crate::plan::action::Start;
 use crate::plan::event::{Event, Outcome, RunEnd};
-use crate::store::local::{ImportError, PathMeta};
+use crate::store::destination::{TakeError, Trouble as DestTrouble};
+use crate::store::local::PathMeta;
 use crate::sys::child::plain_error;
 use crate::sys::clock::unix_now;
 use crate::sys::kill::KillSwitch;
@@ -256,6 +257,8 @@ struct Work {
     inputs: Vec<String>,
     /// Name and path, ordered by name.
     outputs: Vec<(String, String)>,
+    /// The input derivations, each with the paths wanted of it.
+    makers: Vec<(String, Vec<String>)>,
 }
 
 /// An attempt that ends without a result of the build.
@@ -309,7 +312,12 @@ impl Attempt<'_> {
         if !self.machine.line().is_localhost {
             self.enter(Phase::SendingInputs);
             let began = Instant::now();
-            connection = self.send_inputs(connection, &work.inputs)?;
+            connection = self.send_inputs(connection, &work)?;
+            self.overhead += began.elapsed();
+        } else if !self.context.dest.is_local() {
+            self.enter(Phase::SendingInputs);
+            let began = Instant::now();
+            self.bring_inputs_home(&mut connection, &work)?;
             self.overhead += began.elapsed();
         }
         self.wait_for_row()?;
@@ -463,6 +471,7 @@ impl Attempt<'_> {
             }
         }
         let mut inputs = drv.input_srcs.clone();
+        let mut makers = Vec::with_capacity(drv.input_drvs.len());
         for (input, wanted) in &drv.input_drvs {
             let bytes = store.read_drv(input).map_err(|error| {
                 ours(format!(
@@ -472,6 +481,7 @@ impl Attempt<'_> {
             })?;
             let facts = DerivationFacts::scan(&bytes)
                 .map_err(|error| unusable(format!("{input}: {error}")))?;
+            let mut paths = Vec::with_capacity(wanted.len());
             for name in wanted {
                 match facts
                     .outputs
@@ -479,7 +489,7 @@ impl Attempt<'_> {
                     .find(|output| output.0 == *name)
                     .and_then(|output| output.1.as_deref())
                 {
-                    Some(path) => inputs.push(path.to_owned()),
+                    Some(path) => paths.push(path.to_owned()),
                     None => {
                         return Err(unusable(format!(
                             "{input} has no output '{name}' with a known path"
@@ -487,6 +497,8 @@ impl Attempt<'_> {
                     }
                 }
             }
+            inputs.extend_from_slice(&paths);
+            makers.push((input.clone(), paths));
         }
         inputs.sort_unstable();
         inputs.dedup();
@@ -494,6 +506,7 @@ impl Attempt<'_> {
             drv,
             inputs,
             outputs,
+            makers,
         })
     }
 
@@ -560,12 +573,8 @@ impl Attempt<'_> {
     }
 
     /// Brings the closure of the inputs to the machine: what it has, what it can substitute, then what is left.
-    fn send_inputs(
-        &self,
-        mut connection: Connection,
-        inputs: &[String],
-    ) -> Result<Connection, Stop> {
-        let closure = self.context.store.closure(inputs).map_err(ours)?;
+    fn send_inputs(&self, mut connection: Connection, work: &Work) -> Result<Connection, Stop> {
+        let closure = self.closure_of_inputs(work)?;
         let paths: Vec<&str> = closure.iter().map(|meta| &*meta.path).collect();
         let deadlines = self.machine.deadlines();
         connection
@@ -588,7 +597,82 @@ impl Attempt<'_> {
         if missing.is_empty() {
             return Ok(connection);
         }
-        self.send(connection, missing)
+        self.send(connection, work, missing)
+    }
+
+    /// The closure of the inputs in the destination store, references first.
+    fn closure_of_inputs(&self, work: &Work) -> Result<Vec<Arc<PathMeta>>, Stop> {
+        self.context
+            .dest
+            .closure_of_inputs(&work.inputs, &work.drv.input_srcs, self.kill)
+            .map_err(|trouble| self.dest_trouble(work, trouble))
+    }
+
+    /// For a build on this host: what is only in the destination store is copied from there, and kept from the garbage
+    /// collector for as long as the connection lives.
+    fn bring_inputs_home(&self, connection: &mut Connection, work: &Work) -> Result<(), Stop> {
+        const DOING: &str = "asking which inputs it has";
+        let closure = self.closure_of_inputs(work)?;
+        self.context
+            .dest
+            .bring_home(&closure, self.kill)
+            .map_err(|trouble| self.dest_trouble(work, trouble))?;
+        let paths: Vec<&str> = closure.iter().map(|meta| &*meta.path).collect();
+        connection
+            .pipes
+            .enter(DOING, self.machine.deadlines().query);
+        connection.count_temp_roots(paths.iter().copied());
+        match connection.client.query_valid_paths(&paths, true, false) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(connection.trouble(&error, DOING).into()),
+        }
+    }
+
+    /// What trouble with the destination store means for this run: an input that is gone is built again first.
+    fn dest_trouble(&self, work: &Work, trouble: DestTrouble) -> Stop {
+        match trouble {
+            DestTrouble::Killed => Trouble::Killed.into(),
+            DestTrouble::Gone(message) => self.gone_inputs(work, message),
+            DestTrouble::Here(message) => match self.is_any_gone(work) {
+                true => self.gone_inputs(work, message),
+                false => ours(message),
+            },
+        }
+    }
+
+    /// Of the local store, whose path may have gone between two questions.
+    fn sending_failed(&self, work: &Work, trouble: Trouble) -> Stop {
+        match trouble {
+            Trouble::Ours(message) if self.is_any_gone(work) => self.gone_inputs(work, message),
+            trouble => trouble.into(),
+        }
+    }
+
+    /// The local store says the same of a path that is gone and of other trouble.
+    fn is_any_gone(&self, work: &Work) -> bool {
+        let dest = &self.context.dest;
+        dest.is_local() && dest.gone(&work.inputs).is_ok_and(|gone| !gone.is_empty())
+    }
+
+    fn gone_inputs(&self, work: &Work, message: String) -> Stop {
+        let gone: HashSet<&str> = match self.context.dest.gone(&work.inputs) {
+            Ok(gone) => gone.into_iter().collect(),
+            Err(why) => return ours(format!("{message}; and {why}")),
+        };
+        let inputs: Vec<Box<str>> = work
+            .makers
+            .iter()
+            .filter(|(_, paths)| paths.iter().any(|path| gone.contains(path.as_str())))
+            .map(|(drv, _)| drv.as_str().into())
+            .collect();
+        if inputs.is_empty() {
+            // A source, which nobody can build, or it came back meanwhile.
+            return ours(message);
+        }
+        Stop::Outcome(Outcome::InputsGone {
+            message: message.into(),
+            inputs,
+        })
     }
 
     /// Lets the machine substitute what it can, over a query connection and without the send lock. Whatever goes
@@ -627,11 +711,16 @@ impl Attempt<'_> {
         }
     }
 
-    fn send(&self, connection: Connection, paths: Vec<Arc<PathMeta>>) -> Result<Connection, Stop> {
+    fn send(
+        &self,
+        connection: Connection,
+        work: &Work,
+        paths: Vec<Arc<PathMeta>>,
+    ) -> Result<Connection, Stop> {
         let (reply, answer) = bounded(1);
         self.machine.sender.send(
             self.machine,
-            &self.context.store,
+            &self.context.dest,
             SendJob {
                 connection,
                 paths,
@@ -647,7 +736,12 @@ impl Attempt<'_> {
                         .fetch_add(sent.nar_bytes, Ordering::Relaxed);
                     return Ok(connection);
                 }
-                Ok((_, Err(trouble))) => return Err(trouble.into()),
+                Ok((_, Err(SendError::Connection(trouble)))) => {
+                    return Err(self.sending_failed(work, trouble))
+                }
+                Ok((_, Err(SendError::Gone(message)))) => {
+                    return Err(self.gone_inputs(work, message))
+                }
                 // The sending thread finds the switch thrown and closes the connection when its turn comes.
                 Err(RecvTimeoutError::Timeout) if self.kill.is_thrown() => {
                     return Err(Trouble::Killed.into())
@@ -801,25 +895,40 @@ impl Attempt<'_> {
         })
     }
 
-    /// Streams one output into the local store, hashing and scanning it on the way.
+    /// Streams one output into the destination store, hashing and scanning it on the way.
     fn receive(
         &self,
         connection: &mut Connection,
+        work: &Work,
         info: &ServePathInfo,
     ) -> Result<MemberScan, Stop> {
-        let mut scan = MemberScan::new();
+        let dest = &self.context.dest;
+        let trouble = |trouble| self.dest_trouble(work, trouble);
         let valid = ValidPathInfo::from(info.clone());
-        let imported = match connection.client.dump_store_path(&info.path, &mut scan) {
+        let Some(landing) = dest.landing(&valid, self.kill).map_err(trouble)? else {
+            let mut scans = dest.scan(&[&info.path]).map_err(trouble)?;
+            return Ok(scans.pop().unwrap_or_default());
+        };
+        connection
+            .pipes
+            .enter("receiving outputs", self.machine.deadlines().receive);
+        let mut scan = MemberScan::new();
+        let taken = match connection.client.dump_store_path(&info.path, &mut scan) {
             Err(error) => Err(error),
-            Ok(mut nar) => match self.context.store.import(&valid, &mut nar) {
+            Ok(mut nar) => match landing.take(&valid, &mut nar) {
                 Ok(()) => nar.finish().map(|_| ()),
-                Err(ImportError::Store(message)) => {
+                Err(TakeError::Source(error)) => Err(WireError::Io(error)),
+                Err(TakeError::Mismatch(message)) => {
+                    let message = format!("'{}': {message}", self.machine.name);
+                    return Err(Trouble::Machine(message).into());
+                }
+                Err(TakeError::Trouble(DestTrouble::Here(message))) => {
                     return Err(ours(format!("cannot register {}: {message}", info.path)));
                 }
-                Err(ImportError::Source(error)) => Err(WireError::Io(error)),
+                Err(TakeError::Trouble(other)) => return Err(trouble(other)),
             },
         };
-        match imported {
+        match taken {
             Ok(()) => Ok(scan),
             Err(error) => {
                 Err(self.trouble(connection, &error, &format!("receiving {}", info.path)))
@@ -869,9 +978,8 @@ impl Attempt<'_> {
             },
             NixStatus::MiscFailure => {
                 if let Some(path) = self.collected_input(work)? {
-                    return Err(ours(format!(
-                        "the input {path} is not in the local store any more"
-                    )));
+                    let message = format!("the input {path} is not in the store any more");
+                    return Err(self.gone_inputs(work, message));
                 }
                 Outcome::Transient {
                     status: BuildStatus::Aborted,
@@ -884,12 +992,8 @@ impl Attempt<'_> {
 
     /// An input that was collected between its own build and this one.
     fn collected_input(&self, work: &Work) -> Result<Option<String>, Stop> {
-        let valid: HashSet<String> = self.context.store.valid_paths(&work.inputs).map_err(ours)?;
-        Ok(work
-            .inputs
-            .iter()
-            .find(|path| !valid.contains(*path))
-            .cloned())
+        let gone = self.context.dest.gone(&work.inputs).map_err(ours)?;
+        Ok(gone.first().map(|path| (*path).to_owned()))
     }
 
     /// Brings the outputs into the destination store and describes them. The inner error is a failure of the build.
@@ -898,9 +1002,8 @@ impl Attempt<'_> {
         connection: &mut Connection,
         work: &Work,
     ) -> Result<Result<BuildOutput, Outcome>, Stop> {
-        let store = &self.context.store;
+        let (store, dest) = (&self.context.store, &self.context.dest);
         let paths: Vec<&str> = work.outputs.iter().map(|(_, path)| path.as_str()).collect();
-        let deadlines = *self.machine.deadlines();
         let infos = self.output_infos(connection, work)?;
         if let Some(missing) = paths
             .iter()
@@ -932,13 +1035,15 @@ impl Attempt<'_> {
             for (path, scan) in paths.iter().zip(store.scan(&paths).map_err(ours)?) {
                 scans.insert((*path).to_owned(), scan);
             }
+            if !dest.is_local() {
+                self.enter(Phase::ReceivingOutputs);
+                dest.copy_from_local(&paths, self.kill)
+                    .map_err(|trouble| self.dest_trouble(work, trouble))?;
+            }
         } else {
             self.enter(Phase::ReceivingOutputs);
-            connection
-                .pipes
-                .enter("receiving outputs", deadlines.receive);
             for info in references_first(&infos) {
-                let scan = self.receive(connection, info)?;
+                let scan = self.receive(connection, work, info)?;
                 self.context
                     .traffic
                     .bytes_received
@@ -947,9 +1052,11 @@ impl Attempt<'_> {
             }
         }
         for info in &infos {
-            store.learn(&info.path, &info.references, info.nar_size);
+            dest.learn(&info.path, &info.references, info.nar_size);
         }
-        let closure_size = store.closure_size(&paths).map_err(ours)?;
+        let closure_size = dest
+            .closure_size(&paths)
+            .map_err(|trouble| self.dest_trouble(work, trouble))?;
         let outputs: Vec<OutputScan> = work
             .outputs
             .iter()

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{bounded, Receiver, Sender};
 
+use super::closure::Closure;
 use crate::model::UnixSecs;
 use crate::nix::products::{self, MemberScan};
 use crate::nix::{StoreDir, ValidPathInfo};
@@ -41,6 +42,19 @@ pub struct PathMeta {
     pub path: Arc<str>,
     pub references: Box<[Arc<str>]>,
     pub nar_size: u64,
+}
+
+impl PathMeta {
+    pub fn new(path: &str, references: &[String], nar_size: u64) -> PathMeta {
+        PathMeta {
+            path: path.into(),
+            references: references
+                .iter()
+                .map(|reference| reference.as_str().into())
+                .collect(),
+            nar_size,
+        }
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -239,32 +253,11 @@ impl LocalStore {
     /// # Errors
     /// A message; also when a path is not valid.
     pub fn closure<S: AsRef<str>>(&self, paths: &[S]) -> Result<Vec<Arc<PathMeta>>, String> {
-        let mut ordered = Vec::new();
-        let mut seen: HashSet<Arc<str>> = HashSet::new();
-        // Depth first without recursion: a path is put out once all it refers to is.
-        let mut stack: Vec<(Arc<PathMeta>, usize)> = Vec::new();
+        let mut closure = Closure::default();
         for path in paths {
-            if seen.contains(path.as_ref()) {
-                continue;
-            }
-            let meta = self.meta(path.as_ref())?;
-            seen.insert(meta.path.clone());
-            stack.push((meta, 0));
-            while let Some((meta, next)) = stack.last_mut() {
-                match meta.references.get(*next) {
-                    Some(reference) => {
-                        *next += 1;
-                        let reference = reference.clone();
-                        if seen.insert(reference.clone()) {
-                            let meta = self.meta(&reference)?;
-                            stack.push((meta, 0));
-                        }
-                    }
-                    None => ordered.extend(stack.pop().map(|(meta, _)| meta)),
-                }
-            }
+            closure.add(path.as_ref(), |path| self.meta(path))?;
         }
-        Ok(ordered)
+        Ok(closure.paths())
     }
 
     /// Sum of the NAR sizes of a closure, bytes.
@@ -277,14 +270,7 @@ impl LocalStore {
 
     /// Remembers what a machine said of a path that is now valid here.
     pub fn learn(&self, path: &str, references: &[String], nar_size: u64) {
-        let meta = PathMeta {
-            path: path.into(),
-            references: references
-                .iter()
-                .map(|reference| reference.as_str().into())
-                .collect(),
-            nar_size,
-        };
+        let meta = PathMeta::new(path, references, nar_size);
         self.lock_cache().insert(Arc::new(meta));
     }
 
@@ -293,15 +279,7 @@ impl LocalStore {
             return Ok(meta);
         }
         let info = self.export_info(path)?;
-        let meta = Arc::new(PathMeta {
-            path: path.into(),
-            references: info
-                .references
-                .iter()
-                .map(|reference| reference.as_str().into())
-                .collect(),
-            nar_size: info.nar_size,
-        });
+        let meta = Arc::new(PathMeta::new(path, &info.references, info.nar_size));
         self.lock_cache().insert(meta.clone());
         Ok(meta)
     }

@@ -2,10 +2,15 @@
 //!
 //! Knows paths and how to copy; knows no tables and no machines.
 
+pub mod binary_cache;
+pub mod closure;
+pub mod compress;
+pub mod destination;
 pub mod local;
 pub mod logs;
 pub mod nix_conf;
 pub mod objects;
+pub mod presence;
 pub mod roots;
 pub mod s3;
 pub mod uri;

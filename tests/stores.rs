@@ -1,0 +1,203 @@
+//! Destination stores: what hydrad writes is a binary cache that Nix itself reads and believes, however it came there.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::{output_of, FarMachine, Farm, Hydrad, NixStore, RunAs, Running, SecondStore, TestDir};
+
+/// A folder for a cache, with a key to sign it.
+struct Cache {
+    dir: TestDir,
+}
+
+impl Cache {
+    fn new(store: &NixStore) -> Cache {
+        let dir = TestDir::new(store.owner());
+        dir.sub("cache", store.owner());
+        let mut keygen = store.command("nix-store");
+        output_of(
+            keygen
+                .args(["--generate-binary-cache-key", "test-1", "secret", "public"])
+                .current_dir(dir.path()),
+        );
+        Cache { dir }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.join("cache")
+    }
+
+    /// What goes into hydra.conf; `params` come behind the key.
+    fn conf(&self, params: &str) -> String {
+        format!(
+            "store_uri = file://{}?secret-key={}{params}\nretry_interval = 1\n",
+            self.path().display(),
+            self.dir.join("secret").display()
+        )
+    }
+
+    fn public_key(&self) -> String {
+        fs::read_to_string(self.dir.join("public")).expect("a key")
+    }
+
+    fn narinfo(&self, path: &str) -> Option<String> {
+        fs::read_to_string(self.path().join(format!("{}.narinfo", hash(path)))).ok()
+    }
+
+    /// Over plain HTTP, as people serve caches.
+    fn serve(&self) -> Server {
+        let mut command = RunAs::Me.command("python3");
+        command
+            .args(["-u", "-m", "http.server", "--bind", "127.0.0.1", "0"])
+            .arg("--directory")
+            .arg(self.path());
+        let log = self.dir.join("http.log");
+        let mut running = Running::start(command, "http.server", &log, libc::SIGTERM);
+        let line = running.wait_log("Serving HTTP on ");
+        let port = line.split(" port ").nth(1).expect("a port");
+        let port = port.split_whitespace().next().expect("a port").to_owned();
+        Server {
+            _running: running,
+            url: format!("http://127.0.0.1:{port}"),
+        }
+    }
+}
+
+struct Server {
+    _running: Running,
+    url: String,
+}
+
+fn hash(path: &str) -> &str {
+    &Path::new(path)
+        .file_name()
+        .and_then(|name| name.to_str())
+        .expect("a name")[..32]
+}
+
+/// A job with its attributes and script, as a file for `hydrad enqueue`.
+fn job(store: &NixStore, name: &str, attrs: &str, script: &str) -> String {
+    store
+        .instantiate(&format!(
+            r#"let mk = name: attrs: script: derivation ({{ inherit name; system = builtins.currentSystem; builder = "/bin/sh";
+                 PATH = "/usr/bin:/bin"; args = [ "-ec" script ]; }} // attrs);
+               in mk "{name}" {{ {attrs} }} ''{script}''"#
+        ))
+        .remove(0)
+}
+
+/// Realise a path in a store that has nothing, from one substituter, believing one key.
+fn realise(store: &SecondStore, path: &str, substituter: &str, key: &str) -> Command {
+    let mut command = store.command("nix-store");
+    command
+        .args(["-r", path, "--option", "substituters", substituter])
+        .args(["--option", "require-sigs", "true"])
+        .args(["--option", "trusted-public-keys", key.trim()]);
+    command
+}
+
+fn read_in(store: &SecondStore, path: &str) -> String {
+    output_of(store.command("cat").arg(path))
+}
+
+fn build(farm: &Farm, hydrad: &mut Hydrad, drv: &str) -> i32 {
+    let build = farm.enqueue(&[drv])[0];
+    farm.wait_ended(hydrad, &[build]);
+    build
+}
+
+fn machine_line(name: &str, slots: u32) -> String {
+    format!("{name} {} - {slots} 1 - -\n", common::system())
+}
+
+#[test]
+fn what_machines_build_is_served_to_another_store_that_requires_signatures() {
+    let store = NixStore::owned_by(RunAs::Unprivileged);
+    let far = FarMachine::new(&store, "builder");
+    let cache = Cache::new(&store);
+    let farm = Farm::new(&store)
+        .with_conf(&cache.conf("&compression=zstd&write-nar-listing=true"))
+        .with_machines(&machine_line("builder", 1));
+    let lib = r#"outputs = [ "out" "dev" ]; src = builtins.toFile "source" "the source";"#;
+    let lib_script = "cat $src > $out; mkdir $dev; ln -s $out $dev/lib; echo $src > $dev/from";
+    let lib_drv = job(&store, "lib", lib, lib_script);
+    let lib = format!(r#"lib = (mk "lib" {{ {lib} }} ''{lib_script}'').dev;"#);
+    let app_script = "cat $lib/lib > $out; echo and the app >> $out; echo $lib >> $out";
+    let app_drv = job(&store, "app", &lib, app_script);
+    let top = format!(r#"app = mk "app" {{ {lib} }} ''{app_script}'';"#);
+    let top_drv = job(
+        &store,
+        "top",
+        &top,
+        "mkdir -p $out/nix-support; cat $app > $out/text; echo file text $out/text > $out/nix-support/hydra-build-products",
+    );
+    let outputs = store.outputs(&lib_drv);
+    let (dev, out): (Vec<&String>, Vec<&String>) =
+        outputs.iter().partition(|path| path.ends_with("-dev"));
+    let (dev, out) = (dev[0], out[0]);
+    let (app, top) = (
+        store.outputs(&app_drv).remove(0),
+        store.outputs(&top_drv).remove(0),
+    );
+
+    let mut hydrad = farm.run(&far.env());
+    hydrad.wait_log("signed as test-1");
+    let builds = build(&farm, &mut hydrad, &lib_drv);
+    assert_eq!(farm.statuses(&[builds]), [Some(0)], "{}", hydrad.log());
+    assert!(cache.narinfo(out).is_some() && cache.narinfo(dev).is_some());
+    assert!(!store.is_valid(out), "it did not stay here on its way");
+
+    // Now on this host, which has to get its input from the cache.
+    let farm = farm.with_machines(&machine_line("localhost", 1));
+    hydrad.hang_up();
+    let builds = build(&farm, &mut hydrad, &app_drv);
+    assert_eq!(farm.statuses(&[builds]), [Some(0)], "{}", hydrad.log());
+    assert!(store.is_valid(dev) && store.is_valid(&app));
+    assert!(cache.narinfo(&app).is_some());
+
+    let farm = farm.with_machines(&machine_line("builder", 1));
+    hydrad.hang_up();
+    let builds = build(&farm, &mut hydrad, &top_drv);
+    assert_eq!(farm.statuses(&[builds]), [Some(0)], "{}", hydrad.log());
+    let sql = "select p.sha256hash, p.fileSize, b.size, b.closureSize from BuildProducts p join Builds b on b.id = p.build
+               where b.id = $1";
+    let row = farm.client().query_one(sql, &[&builds]).expect(sql);
+    let text = format!("the sourceand the app\n{dev}\n");
+    assert_eq!(row.get::<_, i64>(1), text.len() as i64);
+    let (size, closure): (i64, i64) = (row.get(2), row.get(3));
+    assert!(size > 0 && closure > size, "{size} of {closure}");
+    assert!(hydrad.terminate().success());
+
+    // A store with nothing of its own, over HTTP: it takes what is signed, and nothing else.
+    let server = cache.serve();
+    let stranger = store.second();
+    let other_key = "test-1:XXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXX=";
+    let refused = realise(&stranger, &top, &server.url, other_key)
+        .output()
+        .expect("start nix-store");
+    assert!(!refused.status.success() && !stranger.is_valid(&top));
+    let stranger = store.second();
+    output_of(&mut realise(
+        &stranger,
+        &top,
+        &server.url,
+        &cache.public_key(),
+    ));
+    assert_eq!(read_in(&stranger, &format!("{top}/text")), text.trim_end());
+    let source = store.store(&["-q", "--references", &lib_drv]);
+    let source = source.lines().find(|path| path.ends_with("-source"));
+    let source = source.expect("lib.dev refers to its source");
+    assert!(stranger.is_valid(source) && cache.narinfo(source).is_some());
+
+    // The listing says where in the NAR the file is.
+    let listing = fs::read_to_string(cache.path().join(format!("{}.ls", hash(&top)))).unwrap();
+    let listing: serde_json::Value = serde_json::from_str(&listing).expect("JSON");
+    let entry = &listing["root"]["entries"]["text"];
+    assert_eq!(entry["size"], text.len(), "{listing}");
+    let nar = output_of(stranger.command("nix-store").args(["--dump", &top]));
+    let at = entry["narOffset"].as_u64().expect("an offset") as usize;
+    assert_eq!(&nar[at..at + text.len()], text);
+}
