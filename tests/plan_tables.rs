@@ -102,13 +102,13 @@ impl Table {
         }
         let event = self.event(line);
         let mut actions = Vec::new();
-        self.plan.turn(self.now, event, &mut actions);
+        self.plan.turn(self.now, &mut vec![event], &mut actions);
         // What is left over is done at once; the table shows it together.
         for _ in 0..10_000 {
             if self.plan.wake_at().is_none_or(|at| at > self.now) {
                 break;
             }
-            self.plan.turn(self.now, Event::Tick, &mut actions);
+            self.plan.turn(self.now, &mut vec![], &mut actions);
         }
         self.plan.check_invariants();
         for action in actions {

@@ -173,11 +173,12 @@ fn run_queue(args: &SimulateArgs) -> anyhow::Result<ExitCode> {
     let mut in_plan = Duration::ZERO;
     let (began, began_cpu) = (Instant::now(), thread_cpu());
     let mut world = World::new(config);
-    let mut turn = |plan: &mut crate::plan::Plan, now, event, actions: &mut Vec<_>| {
-        let before = Instant::now();
-        plan.turn(now, event, actions);
-        in_plan += before.elapsed();
-    };
+    let mut turn =
+        |plan: &mut crate::plan::Plan, now, events: &mut Vec<_>, actions: &mut Vec<_>| {
+            let before = Instant::now();
+            plan.turn(now, events, actions);
+            in_plan += before.elapsed();
+        };
     while world.advance(TURNS_PER_LOOK, &mut turn) {
         bar.set_position(world.steps_done());
     }

@@ -15,7 +15,12 @@ pub struct QuestionId(pub u64);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Pass(pub u64);
 
-/// One event, one turn's input.
+/// Events that the driver gives the plan in one turn, at most.
+pub const EVENTS_PER_TURN: usize = 256;
+/// Rows, answers and the like that it gives it in one turn, at most, unless a single event brings more.
+pub const ITEMS_PER_TURN: usize = 4_096;
+
+/// What a turn is about; one turn takes several.
 #[derive(Clone, Debug)]
 pub enum Event {
     /// A jobset seen for the first time; comes before its first build. `history` is machine time
@@ -104,6 +109,18 @@ impl Hold {
     pub fn word(self) -> &'static str {
         match self {
             Hold::Database => "database-away",
+        }
+    }
+}
+
+impl Event {
+    /// How much it brings; for [`ITEMS_PER_TURN`].
+    pub fn items(&self) -> usize {
+        match self {
+            Event::Builds { rows } => rows.len().max(1),
+            Event::Snapshot { builds, .. } => builds.len().max(1),
+            Event::Facts { answers } => answers.len().max(1),
+            _ => 1,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! THE CORE: every decision, no I/O. See [`event`] for what goes in and [`action`] for what comes out.
 //!
-//! One value, [`Plan`], holds the queue's whole graph. [`Plan::turn`] takes one event and adds actions; it never
+//! One value, [`Plan`], holds the queue's whole graph. [`Plan::turn`] takes events and adds actions; it never
 //! blocks or fails, reads no clock, and does a bounded amount of work: what is left over is kept in work lists
 //! and done by later turns, which [`Plan::wake_at`] asks for. Equal events at equal times give equal actions.
 //!
@@ -198,13 +198,18 @@ impl Plan {
         }
     }
 
-    /// Takes one event and adds what is to be done to `actions`, in order. A `now` earlier than the last one counts
-    /// as the last one. The work is bounded by `settings.turn_budget` and the size of the event, except that the
-    /// edges of one step are never split over turns.
-    pub fn turn(&mut self, now: Millis, event: Event, actions: &mut Vec<Action>) {
+    /// Takes the events, in order, and adds what is to be done to `actions`, in order. A `now` earlier than the last
+    /// one counts as the last one. The work is bounded by `settings.turn_budget` and the size of the events, except
+    /// that the edges of one step are never split over turns.
+    ///
+    /// Events that are there together are better given together: what a turn begins and ends with is done once, and
+    /// what they are about is fetched from memory at the same time.
+    pub fn turn(&mut self, now: Millis, events: &mut Vec<Event>, actions: &mut Vec<Action>) {
         self.now = self.now.max(now);
         self.jobsets.prune(self.now.secs());
-        self.take(event);
+        for event in events.drain(..) {
+            self.take(event);
+        }
         self.ring();
         self.work();
         self.place();

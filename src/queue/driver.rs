@@ -10,13 +10,13 @@ use super::inspect::Question;
 use super::{monitor, Context};
 use crate::db::writer::{Body, Entry, Message};
 use crate::plan::action::{Action, Level};
-use crate::plan::event::{Event, Outcome, QuestionId, RunEnd};
+use crate::plan::event::{Event, Outcome, QuestionId, RunEnd, EVENTS_PER_TURN, ITEMS_PER_TURN};
 use crate::plan::explanation::{Explanation, MachineExplanation, Subject};
 use crate::plan::{Plan, Snapshot};
 use crate::sys::clock::{unix_now, PlanClock};
 
-/// Events taken before the batch of questions is handed out.
-const EVENTS_PER_ROUND: usize = 256;
+/// Messages taken before questions are handed out and the watchdog hears of us.
+const MESSAGES_PER_ROUND: usize = 256;
 /// Derivations in one batch for an inspector.
 const BATCH: usize = 256;
 
@@ -42,13 +42,23 @@ pub struct Ways {
 }
 
 /// The body of the plan's thread.
-pub fn drive(mut plan: Plan, clock: PlanClock, inbox: &Receiver<Inbox>, ways: &Ways) {
-    let mut actions = Vec::new();
-    let mut batch: Vec<(QuestionId, Arc<str>)> = Vec::new();
-    // Events this thread makes itself: it must never wait for its own inbox.
-    let mut own: VecDeque<Event> = VecDeque::new();
+pub fn drive(plan: Plan, clock: PlanClock, inbox: &Receiver<Inbox>, ways: &Ways) {
+    let mut driver = Driver {
+        plan,
+        clock,
+        ways,
+        events: Vec::new(),
+        items: 0,
+        actions: Vec::new(),
+        batch: Vec::new(),
+        own: VecDeque::new(),
+    };
     loop {
-        let message = match plan.wake_at().and_then(|at| clock.instant(at)) {
+        let message = match driver
+            .plan
+            .wake_at()
+            .and_then(|at| driver.clock.instant(at))
+        {
             Some(at) => inbox.recv_deadline(at),
             None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
@@ -59,33 +69,75 @@ pub fn drive(mut plan: Plan, clock: PlanClock, inbox: &Receiver<Inbox>, ways: &W
         };
         let mut taken = 0;
         while let Some(message) = next.take() {
-            match message {
-                Inbox::Event(event) => {
-                    plan.turn(clock.now(), event, &mut actions);
-                    for action in actions.drain(..) {
-                        carry_out(action, ways, &mut batch, &mut own);
-                    }
-                }
-                // Whoever asked may have given up.
-                Inbox::Snapshot(reply) => drop(reply.try_send(plan.snapshot(clock.now()))),
-                Inbox::Explain(subject, reply) => {
-                    drop(reply.try_send(plan.explain(clock.now(), &subject)))
-                }
-                Inbox::Machines(reply) => drop(reply.try_send(plan.explain_machines(clock.now()))),
-                Inbox::Idle(reply) => drop(reply.try_send(plan.is_idle())),
-                Inbox::Leave => return,
+            if !driver.take(message) {
+                return;
             }
             taken += 1;
-            next = match own.pop_front() {
-                Some(event) => Some(Inbox::Event(event)),
-                None if taken < EVENTS_PER_ROUND => inbox.try_recv().ok(),
-                None => None,
-            };
+            if taken < MESSAGES_PER_ROUND {
+                next = inbox.try_recv().ok();
+            }
         }
-        if !batch.is_empty() {
-            hand_out(&mut batch, &ways.questions);
+        driver.turn();
+        if !driver.batch.is_empty() {
+            hand_out(&mut driver.batch, &ways.questions);
         }
         ways.context.heartbeat(Instant::now());
+    }
+}
+
+struct Driver<'a> {
+    plan: Plan,
+    clock: PlanClock,
+    ways: &'a Ways,
+    /// Those of the next turn, and how much they bring.
+    events: Vec<Event>,
+    items: usize,
+    actions: Vec<Action>,
+    batch: Vec<(QuestionId, Arc<str>)>,
+    /// Events this thread makes itself: it must never wait for its own inbox.
+    own: VecDeque<Event>,
+}
+
+impl Driver<'_> {
+    /// Takes a message; what is waiting comes together into one turn. False: leave.
+    fn take(&mut self, message: Inbox) -> bool {
+        match message {
+            Inbox::Event(event) => {
+                self.items += event.items();
+                self.events.push(event);
+                if self.events.len() >= EVENTS_PER_TURN || self.items >= ITEMS_PER_TURN {
+                    self.turn();
+                }
+                return true;
+            }
+            Inbox::Leave => return false,
+            _ => self.turn(),
+        }
+        let now = self.clock.now();
+        // Whoever asked may have given up.
+        match message {
+            Inbox::Snapshot(reply) => drop(reply.try_send(self.plan.snapshot(now))),
+            Inbox::Explain(subject, reply) => {
+                drop(reply.try_send(self.plan.explain(now, &subject)))
+            }
+            Inbox::Machines(reply) => drop(reply.try_send(self.plan.explain_machines(now))),
+            Inbox::Idle(reply) => drop(reply.try_send(self.plan.is_idle())),
+            Inbox::Event(_) | Inbox::Leave => {}
+        }
+        true
+    }
+
+    /// One turn about the events taken, and others about those that come of it.
+    fn turn(&mut self) {
+        while !self.events.is_empty() {
+            self.items = 0;
+            let now = self.clock.now();
+            self.plan.turn(now, &mut self.events, &mut self.actions);
+            for action in self.actions.drain(..) {
+                carry_out(action, self.ways, &mut self.batch, &mut self.own);
+            }
+            self.events.extend(self.own.drain(..));
+        }
     }
 }
 

@@ -130,7 +130,7 @@ impl Forecast {
             let Some(event) = self.next_event() else {
                 return false;
             };
-            self.plan.turn(self.now, event, &mut actions);
+            self.plan.turn(self.now, &mut vec![event], &mut actions);
             let mut questions = Vec::new();
             let mut written = Ticket(0);
             for action in actions.drain(..) {

@@ -19,6 +19,7 @@ use self::queue::{Fate, Queue, JOBSETS};
 use super::action::{Action, Record, Start};
 use super::event::{
     Event, MachineSpec, Outcome, Pass, PlanSettings, QuestionId, RunEnd, StepFacts,
+    EVENTS_PER_TURN, ITEMS_PER_TURN,
 };
 use super::Plan;
 use crate::base::hash::FixedMap;
@@ -33,6 +34,8 @@ const MISCHIEF_MS: u64 = 40 * 60_000;
 const STUCK_MS: u64 = 400 * 24 * 3_600_000;
 /// Worlds of more steps have the bounds of production instead of tiny ones from the seed.
 const LARGE: u32 = 1_000;
+/// A large world's plan finds together in its inbox what happened within this time.
+const LARGE_BUSY_MS: u64 = 1_000;
 const VIOLATIONS_KEPT: usize = 10;
 
 /// When the process is killed.
@@ -94,14 +97,14 @@ pub struct Report {
 }
 
 /// How the world calls the plan; a caller may measure it.
-pub type Turn<'a> = dyn FnMut(&mut Plan, Millis, Event, &mut Vec<Action>) + 'a;
+pub type Turn<'a> = dyn FnMut(&mut Plan, Millis, &mut Vec<Event>, &mut Vec<Action>) + 'a;
 
 /// Runs a world to its end. A panic of the plan is a violation.
 pub fn run(config: Config) -> Report {
     let run = || {
         let mut world = World::new(config);
-        while world.advance(1_000, &mut |plan, now, event, actions| {
-            plan.turn(now, event, actions)
+        while world.advance(1_000, &mut |plan, now, events, actions| {
+            plan.turn(now, events, actions)
         }) {}
         world.report()
     };
@@ -176,11 +179,15 @@ pub struct World {
     agenda: BTreeMap<(Millis, u64), What>,
     order: u64,
     plan: Plan,
+    /// Of the next turn.
+    events: Vec<Event>,
     actions: Vec<Action>,
+    /// The plan takes at most so many events in a turn, of this much time.
+    together: usize,
+    busy_ms: u64,
     /// Processes started.
     process: u32,
     turns: u64,
-    process_turns: u64,
 
     // What outlives the process.
     rows: Vec<Row>,
@@ -250,6 +257,11 @@ impl World {
             },
             ..PlanSettings::default()
         };
+        let (together, busy_ms) = if large {
+            (EVENTS_PER_TURN, LARGE_BUSY_MS)
+        } else {
+            (1 + random.below(5) as usize, random.below(3_000))
+        };
         let rows = (0..queue.builds.len()).map(|at| Row {
             visible: config.faults == 0.0 || random.chance(0.6),
             deleted: false,
@@ -283,10 +295,12 @@ impl World {
             now: BEGIN,
             agenda: BTreeMap::new(),
             order: 0,
+            events: Vec::new(),
             actions: Vec::new(),
+            together,
+            busy_ms,
             process: 0,
             turns: 0,
-            process_turns: 0,
             runs: FixedMap::default(),
             running: FixedMap::default(),
             writing: VecDeque::new(),
@@ -346,29 +360,17 @@ impl World {
             if self.violations.len() >= VIOLATIONS_KEPT {
                 return false;
             }
-            let agenda = self.agenda.first_key_value().map(|(&key, _)| key);
-            let wake = self.plan.wake_at();
-            let event = match (agenda, wake) {
-                (Some((at, _)), wake) if wake.is_none_or(|wake| at < wake) => {
-                    self.now = self.now.max(at);
-                    match self.agenda.pop_first() {
-                        Some((_, what)) => self.happen(what),
-                        None => None,
-                    }
-                }
-                (_, Some(wake)) => {
-                    self.now = self.now.max(wake);
-                    Some(Event::Tick)
-                }
-                (_, None) => {
-                    self.judge();
-                    return false;
-                }
-            };
-            let Some(event) = event else { continue };
-            turn(&mut self.plan, self.now, event, &mut self.actions);
+            if !self.gather() {
+                self.judge();
+                return false;
+            }
+            turn(
+                &mut self.plan,
+                self.now,
+                &mut self.events,
+                &mut self.actions,
+            );
             self.turns += 1;
-            self.process_turns += 1;
             let mut actions = std::mem::take(&mut self.actions);
             for action in actions.drain(..) {
                 self.carry_out(action);
@@ -393,6 +395,39 @@ impl World {
                 self.pass_at = self.now;
                 self.poke_monitor(0);
             }
+        }
+        true
+    }
+
+    /// Collects the events of the next turn: what happens within a short time of the first, as a driver finds it that
+    /// was busy that long. False if nothing is to come any more.
+    fn gather(&mut self) -> bool {
+        let (mut items, mut until) = (0, None);
+        while self.events.len() < self.together && items < ITEMS_PER_TURN {
+            let next = self.agenda.first_key_value().map(|(&(at, _), _)| at);
+            let wake = self.plan.wake_at();
+            let at = match (next, wake) {
+                (Some(at), wake) if wake.is_none_or(|wake| at < wake) => at,
+                (_, Some(wake)) => {
+                    if self.events.is_empty() {
+                        self.now = self.now.max(wake);
+                    }
+                    return true;
+                }
+                (_, None) => return !self.events.is_empty(),
+            };
+            if until.is_some_and(|until| at > until) {
+                break;
+            }
+            self.now = self.now.max(at);
+            let event = self
+                .agenda
+                .pop_first()
+                .and_then(|(_, what)| self.happen(what));
+            let Some(event) = event else { continue };
+            until.get_or_insert(self.now + self.busy_ms);
+            items += event.items();
+            self.events.push(event);
         }
         true
     }
@@ -428,7 +463,6 @@ impl World {
     /// Starts a process that knows only what was committed.
     fn start_process(&mut self) {
         self.process += 1;
-        self.process_turns = 0;
         self.plan = Plan::new(
             self.settings.clone(),
             mix(self.config.seed ^ u64::from(self.process)),
