@@ -43,6 +43,9 @@ pub enum Command {
     Queue(admin::queued::QueueArgs),
     Status(admin::status::StatusArgs),
     Explain(admin::explain::ExplainArgs),
+    Drain(admin::orders::DrainArgs),
+    Disable(admin::orders::DisableArgs),
+    Enable(admin::orders::EnableArgs),
     Log(admin::log::LogArgs),
     Simulate(admin::simulate::SimulateArgs),
 }

@@ -24,6 +24,9 @@ fn main() -> ExitCode {
         Command::Queue(args) => admin::queued::run(&args),
         Command::Status(args) => admin::status::run(&args),
         Command::Explain(args) => admin::explain::run(&args),
+        Command::Drain(args) => admin::orders::drain(&args),
+        Command::Disable(args) => admin::orders::disable(&args),
+        Command::Enable(args) => admin::orders::enable(&args),
         Command::Log(args) => admin::log::run(&args),
         Command::Simulate(args) => admin::simulate::run(&args),
     };

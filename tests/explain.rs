@@ -306,3 +306,79 @@ fn what_went_wrong_before() {
         &["aborted", "garbage-collected before it could be built"],
     );
 }
+
+#[test]
+fn what_an_operator_ordered() {
+    let (site, mut gate) = site(Pg::shared());
+    site.configure("max_unsupported_time = 0\n");
+    site.machines(&Site::stub("m1", 2, 1, "-"));
+    let mut hydrad = site.start();
+    let hydrad_says = |args: &[&str]| told(&mut site.hydrad(args).env("USER", "alice").command());
+    let running = site.queue(&job("running", ""));
+    hydrad.eventually("a build should stand at the gate", || {
+        (gate.waiting() == 1).then_some(())
+    });
+    let wrong = hydrad_says(&["drain", "m7"]);
+    assert_eq!(wrong.code, 2, "{}", wrong.text);
+    assert!(
+        wrong.errors.contains("knows no machine 'm7'"),
+        "{}",
+        wrong.errors
+    );
+    let wrong = hydrad_says(&["drain", "m1", "--until", "yesterday"]);
+    assert!(wrong.errors.contains("that is over"), "{}", wrong.errors);
+    let drained = hydrad_says(&["drain", "m1", "--until", "2h", "--reason", "new disk"]);
+    assert_eq!(drained.code, 0, "{}", drained.errors);
+    explains(
+        &site,
+        &mut hydrad,
+        "m1",
+        &["machine ‘m1’: was drained by alice", "(1 step still runs)"],
+    );
+    let waiting = site.queue(&job("waiting", ""));
+    let id = waiting[0].to_string();
+    let words = [
+        "no machine for it takes anything: ‘m1’ was drained by alice",
+        "for 1 h 59 min more: new disk",
+    ];
+    let json = explains(&site, &mut hydrad, &id, &words);
+    assert_eq!(state(&json), "none-takes");
+    assert_eq!(gate.waiting(), 1, "nothing new was started");
+
+    // A queue runner that is started later obeys from its first step on.
+    hydrad.kill_9();
+    let mut hydrad = site.start();
+    explains(&site, &mut hydrad, &id, &words);
+    let enabled = hydrad_says(&["enable", "m1"]);
+    assert_eq!(enabled.code, 0, "{}", enabled.errors);
+    hydrad.eventually("both builds should stand at the gate", || {
+        (gate.waiting() == 3).then_some(())
+    });
+
+    // Disabled: the running steps leave, and go elsewhere.
+    site.machines(&format!(
+        "{}{}",
+        Site::stub("m1", 2, 1, "-"),
+        Site::stub("m2", 2, 1, "-")
+    ));
+    hydrad.wait_log("adding machine 'm2'");
+    let disabled = hydrad_says(&["disable", "m1"]);
+    assert_eq!(disabled.code, 0, "{}", disabled.errors);
+    hydrad.eventually("both builds should stand at the gate again", || {
+        (gate.waiting() == 5).then_some(())
+    });
+    gate.open();
+    site.wait_all_finished(&mut hydrad);
+    let all = [running[0], waiting[0]].map(|id| id.to_string()).join(",");
+    let rows = site.rows(&format!(
+        "select distinct machine, status, coalesce(errorMsg, '') from BuildSteps where build in ({all}) and machine = 'm2'
+         or errorMsg like 'stopped:%'"
+    ));
+    assert_eq!(rows.len(), 2, "{rows:?}");
+    assert!(
+        rows[0].starts_with("m1 3 stopped: alice disabled ‘m1’"),
+        "{rows:?}"
+    );
+    assert_eq!(rows[1], "m2 0 ");
+    site.assert_complete();
+}

@@ -9,6 +9,7 @@ pub mod explain;
 pub mod forecast;
 pub mod init;
 pub mod log;
+pub mod orders;
 pub mod queued;
 pub mod serve;
 pub mod simulate;

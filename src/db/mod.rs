@@ -13,6 +13,7 @@ pub mod leftovers;
 pub mod listen;
 pub mod locks;
 pub mod operate;
+pub mod orders;
 pub mod os_user;
 pub mod past;
 pub mod payload;

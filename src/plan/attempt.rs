@@ -86,6 +86,7 @@ impl Plan {
             began: self.now,
             holds_slot: true,
             killed: false,
+            evicted: false,
         });
         self.machines.occupy(machine, run, self.now);
         self.set_state(step, State::Running);
@@ -201,6 +202,21 @@ impl Plan {
                 finish.non_deterministic = non_deterministic;
                 finish.cache_failure = can_cache;
                 self.fail_run(&run, finish, message);
+            }
+            _ if run.evicted && again => {
+                let order = self
+                    .machines
+                    .get(run.machine)
+                    .and_then(|m| m.order.as_ref());
+                let who = order.map_or("an operator", |order| &order.who);
+                let name = self.machine_name(run.machine);
+                let message =
+                    format!("stopped: {who} disabled ‘{name}’; it goes to another machine");
+                finish.message = row_message(finish.status, &message);
+                finish.keep_attempt_log = true;
+                self.record(Record::FinishStep(finish));
+                self.note_trouble(step, Some(run.machine), &message);
+                self.again(step);
             }
             // What breaks after we asked for the end broke because of it.
             _ if run.killed => {

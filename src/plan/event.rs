@@ -86,6 +86,10 @@ pub enum Event {
     },
     /// The settings that steer decisions changed (SIGHUP).
     Settings(PlanSettings),
+    /// What operators ordered about machines, complete: those about machines that are not configured are kept.
+    Orders {
+        orders: Vec<MachineOrder>,
+    },
     /// Start nothing new while this holds; `None`: it holds no more.
     Hold {
         hold: Hold,
@@ -95,6 +99,50 @@ pub enum Event {
     Stop,
     /// Only time has passed.
     Tick,
+}
+
+/// What an operator ordered about a machine.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MachineOrder {
+    /// First column of the machines file.
+    pub machine: Box<str>,
+    pub state: OrderState,
+    /// When it ends by itself.
+    pub until: Option<UnixSecs>,
+    pub reason: Option<Box<str>>,
+    pub who: Box<str>,
+    pub since: UnixSecs,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OrderState {
+    /// No order holds; one that is new also ends a setting aside.
+    Enabled,
+    /// Running steps finish, nothing new is started.
+    Drained,
+    /// The same, and running steps are stopped and go elsewhere.
+    Disabled,
+}
+
+impl OrderState {
+    /// As it is kept in the database.
+    pub fn word(self) -> &'static str {
+        match self {
+            OrderState::Enabled => "enabled",
+            OrderState::Drained => "drained",
+            OrderState::Disabled => "disabled",
+        }
+    }
+
+    pub fn from_word(word: &str) -> Option<OrderState> {
+        [
+            OrderState::Enabled,
+            OrderState::Drained,
+            OrderState::Disabled,
+        ]
+        .into_iter()
+        .find(|state| state.word() == word)
+    }
 }
 
 /// What keeps everything from being started, until it is over.

@@ -201,6 +201,15 @@ pub enum Standing {
         failures: u32,
         why: Box<str>,
     },
+    /// An operator drained or disabled it.
+    Ordered {
+        disabled: bool,
+        for_secs: Option<u64>,
+        secs: u64,
+        who: Box<str>,
+        reason: Option<Box<str>>,
+        running: u32,
+    },
     NoSlots,
     /// Not in the machines file any more.
     Removed,
@@ -670,6 +679,10 @@ impl Standing {
             Standing::Full => "full",
             Standing::OnTrial { .. } => "on trial",
             Standing::SetAside { .. } => "set aside",
+            Standing::Ordered {
+                disabled: false, ..
+            } => "drained",
+            Standing::Ordered { disabled: true, .. } => "disabled",
             Standing::NoSlots => "no slots",
             Standing::Removed => "removed",
         }
@@ -698,6 +711,33 @@ impl Standing {
                 times(*failures),
                 one_line(why)
             ),
+            Standing::Ordered {
+                for_secs,
+                secs: age,
+                who,
+                reason,
+                running,
+                ..
+            } => {
+                let end = match for_secs {
+                    Some(left) => format!("for {} more", secs(*left)),
+                    None => "until it is enabled".into(),
+                };
+                let reason = match reason {
+                    Some(reason) => format!(": {}", one_line(reason)),
+                    None => String::new(),
+                };
+                let running = match running {
+                    0 => String::new(),
+                    1 => " (1 step still runs)".into(),
+                    n => format!(" ({n} steps still run)"),
+                };
+                format!(
+                    "was {} by {who} {} ago, {end}{reason}{running}",
+                    self.word(),
+                    secs(*age)
+                )
+            }
             Standing::NoSlots => "has no slots in the machines file".into(),
             Standing::Removed => "is not in the machines file any more".into(),
         }
@@ -718,6 +758,18 @@ impl Standing {
                 value["for_secs"] = (*for_secs).into();
                 value["failures"] = (*failures).into();
                 value["why"] = json!(why);
+            }
+            Standing::Ordered {
+                for_secs,
+                secs,
+                who,
+                reason,
+                ..
+            } => {
+                value["for_secs"] = json!(for_secs);
+                value["secs"] = (*secs).into();
+                value["who"] = json!(who);
+                value["reason"] = json!(reason);
             }
             _ => {}
         }

@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use super::event::{MachineSpec, PlanSettings};
+use super::event::{MachineOrder, MachineSpec, OrderState, PlanSettings};
 use super::explanation::Standing;
 use super::index::Class;
 use crate::base::bits::Bits;
@@ -108,6 +108,8 @@ pub struct Machine {
     /// Set aside until then.
     pub until: Millis,
     pub last_error: Option<Box<str>>,
+    /// An operator's order that keeps it from taking steps.
+    pub order: Option<MachineOrder>,
     /// The last few, the newest at the end; not forgotten when it works again.
     pub errors: VecDeque<(Millis, Box<str>)>,
     pub probe: Option<RunId>,
@@ -123,6 +125,17 @@ impl Machine {
     pub fn standing(&self, now: Millis) -> Standing {
         if !self.listed || !self.spec.enabled {
             Standing::Removed
+        } else if let Some(order) = &self.order {
+            Standing::Ordered {
+                disabled: order.state == OrderState::Disabled,
+                for_secs: order
+                    .until
+                    .map(|until| until.saturating_sub(now.secs()).max(0) as u64),
+                secs: now.secs().saturating_sub(order.since).max(0) as u64,
+                who: order.who.clone(),
+                reason: order.reason.clone(),
+                running: self.current,
+            }
         } else if self.spec.slots == 0 {
             Standing::NoSlots
         } else if self.failures > 0 && now < self.until {
@@ -163,6 +176,8 @@ pub struct Machines {
     pub loaded_since: Option<Millis>,
     /// The list has been given at least once.
     pub known: bool,
+    /// Operators' orders, also about machines that are not configured.
+    orders: Vec<MachineOrder>,
 }
 
 fn speed(factor: f32) -> f32 {
@@ -271,6 +286,7 @@ impl Machines {
                         last_fault: Millis(0),
                         until: Millis(0),
                         last_error: None,
+                        order: None,
                         errors: VecDeque::new(),
                         probe: None,
                         idle_since: now,
@@ -281,6 +297,7 @@ impl Machines {
                 }
             }
         }
+        self.obey(now);
         for at in 0..self.machines.len() as u32 {
             self.refresh(at, now);
         }
@@ -356,15 +373,57 @@ impl Machines {
         }
     }
 
+    /// Takes operators' orders, complete. An order that is new and enables a machine ends its being set aside.
+    pub fn order(&mut self, orders: Vec<MachineOrder>, now: Millis) {
+        let before = std::mem::replace(&mut self.orders, orders);
+        for order in self.orders.clone() {
+            if order.state == OrderState::Enabled && !before.contains(&order) {
+                for at in 0..self.machines.len() as u32 {
+                    if self.get(at).is_some_and(|m| m.spec.name == order.machine) {
+                        self.works(at, now);
+                    }
+                }
+            }
+        }
+        self.obey(now);
+    }
+
+    /// Gives each machine the order that holds for it now.
+    fn obey(&mut self, now: Millis) {
+        for at in 0..self.machines.len() {
+            let Some(machine) = &mut self.machines[at] else {
+                continue;
+            };
+            let holds = |order: &&MachineOrder| {
+                order.machine == machine.spec.name
+                    && order.state != OrderState::Enabled
+                    && order.until.is_none_or(|until| now.secs() < until)
+            };
+            let order = self.orders.iter().find(holds).cloned();
+            if machine.order != order {
+                machine.order = order;
+                self.refresh(at as u32, now);
+            }
+        }
+    }
+
+    /// Ends orders whose time is over, and looks at the machine.
+    pub fn ring(&mut self, at: u32, now: Millis) {
+        self.obey(now);
+        self.refresh(at, now);
+    }
+
     /// Puts a machine where its standing says. Call after every change of it, and when its time has come.
     pub fn refresh(&mut self, at: u32, now: Millis) {
         let Some(machine) = self.machines.get_mut(at as usize).and_then(Option::as_mut) else {
             return;
         };
         let configured = machine.listed && machine.spec.enabled;
+        // One that is drained still counts as one that supports its systems: steps wait for it.
+        let open = configured && machine.order.is_none();
         let trusted = machine.failures == 0 || now >= machine.until;
-        let counted = (configured, configured && machine.spec.slots > 0 && trusted);
-        let takes = configured
+        let counted = (configured, open && machine.spec.slots > 0 && trusted);
+        let takes = open
             && machine.current < machine.spec.slots
             && (machine.failures == 0 || machine.probe.is_none());
         let place = match (takes, trusted) {

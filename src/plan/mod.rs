@@ -52,7 +52,7 @@ use std::sync::Arc;
 
 use self::action::{Action, Level, Record};
 use self::builds::Builds;
-use self::event::{Event, Hold, Pass, PlanSettings, QuestionId, StepFacts};
+use self::event::{Event, Hold, OrderState, Pass, PlanSettings, QuestionId, StepFacts};
 use self::fail::Failing;
 use self::graph::{Graph, State, STATES};
 use self::index::Index;
@@ -62,7 +62,7 @@ use self::runs::Runs;
 use self::shares::Jobsets;
 use crate::base::hash::FixedMap;
 use crate::base::random::Random;
-use crate::model::{Millis, Ticket};
+use crate::model::{Millis, RunId, Ticket};
 
 pub use self::explain::{JobsetStatus, MachineStatus, Snapshot, SystemTypeStatus};
 pub use self::machines::StepTime;
@@ -273,6 +273,8 @@ impl Plan {
                     grace_ms,
                 );
                 self.watch_classes();
+                self.evict();
+                self.watch_orders();
             }
             Event::RunPhase { run, phase } => self.run_phase(run, phase),
             Event::RunEnded { run, end } => self.run_ended(run, end),
@@ -282,9 +284,44 @@ impl Plan {
                 self.settings = settings;
                 self.watch_classes();
             }
+            Event::Orders { orders } => {
+                self.machines.order(orders, self.now);
+                self.evict();
+                self.watch_orders();
+            }
             Event::Hold { hold, why } => self.hold(hold, why),
             Event::Stop => self.stopped = true,
             Event::Tick => {}
+        }
+    }
+
+    /// Ends the runs on machines that are disabled, unless they are bringing their outputs already.
+    fn evict(&mut self) {
+        let disabled = |at: u32| {
+            let order = self.machines.get(at).and_then(|m| m.order.as_ref());
+            order.is_some_and(|order| order.state == OrderState::Disabled)
+        };
+        let runs = self.runs.all();
+        let evicted = runs.filter(|run| run.holds_slot && !run.killed && disabled(run.machine));
+        let mut evicted: Vec<RunId> = evicted.map(|run| run.id).collect();
+        evicted.sort_unstable();
+        for id in evicted {
+            if let Some(run) = self.runs.find(id) {
+                run.killed = true;
+                run.evicted = true;
+                self.out.push(Action::Kill { run: id });
+            }
+        }
+    }
+
+    /// Looks again when an order ends by itself.
+    fn watch_orders(&mut self) {
+        for machine in self.machines.machines.iter().flatten() {
+            if let Some(until) = machine.order.as_ref().and_then(|order| order.until) {
+                let at = Millis::from_secs(until.max(0) as u64);
+                self.timers
+                    .push(Reverse((at, Timer::Machine(machine.spec.id.0))));
+            }
         }
     }
 
@@ -332,7 +369,7 @@ impl Plan {
                         }
                     }
                 }
-                Timer::Machine(machine) => self.machines.refresh(machine, self.now),
+                Timer::Machine(machine) => self.machines.ring(machine, self.now),
                 Timer::Class(class) => {
                     if self.class_due.get(class as usize) == Some(&at) {
                         self.class_due[class as usize] = Millis::NEVER;

@@ -82,7 +82,7 @@ impl Plan {
 }
 
 fn in_use(machine: &Machine) -> bool {
-    machine.listed && machine.spec.enabled
+    machine.listed && machine.spec.enabled && machine.order.is_none()
 }
 
 fn compare_machines(a: &Machine, b: &Machine) -> Ordering {

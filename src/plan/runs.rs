@@ -17,6 +17,8 @@ pub struct Run {
     pub holds_slot: bool,
     /// The plan asked for its end.
     pub killed: bool,
+    /// Because its machine was disabled.
+    pub evicted: bool,
 }
 
 /// See the module.

@@ -62,6 +62,8 @@ pub const APPLICATION_NAME: &str = "hydrad-queue-runner";
 const INBOX: usize = 8_192;
 /// Inspectors; each uses one connection to the database while it asks.
 const INSPECTORS: usize = 2;
+/// How long the start waits for a connection to read the operators' orders.
+const ORDERS_PATIENCE: Duration = Duration::from_secs(30);
 /// How long the last records may take after the last run.
 const LAST_RECORDS: Duration = Duration::from_secs(10);
 
@@ -340,6 +342,11 @@ fn start(config: &Config) -> Result<Service, Error> {
         config.build_one,
     );
     let writer = start_writer(&context, ends.writer, context.written.clone())?;
+    // Before the machines are known: nothing is started on one that is drained.
+    let mut conn = context.pool.get(ORDERS_PATIENCE)?;
+    let orders = crate::db::orders::read(conn.client())?;
+    drop(conn);
+    context.tell_plan(Event::Orders { orders });
     for body in adopt::settle(&context).map_err(Error::Leftovers)? {
         let _ = context.writer.send(writer::Message::Write(writer::Entry {
             ticket: Ticket(0),

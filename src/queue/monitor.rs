@@ -12,13 +12,13 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 use super::{Context, Sessions};
 use crate::db::queue as statements;
-use crate::db::{questions, writer, DbError};
+use crate::db::{orders, questions, writer, DbError};
 use crate::model::{BuildId, JobsetId, Ticket};
 use crate::plan::event::{Event, Pass, QueuedBuild};
 use crate::sys::clock::unix_now;
 
 /// Channels that concern the queue.
-pub const CHANNELS: [&str; 8] = [
+pub const CHANNELS: [&str; 9] = [
     "builds_added",
     "builds_restarted",
     "builds_cancelled",
@@ -27,6 +27,7 @@ pub const CHANNELS: [&str; 8] = [
     "jobset_shares_changed",
     "dump_status",
     questions::ASKED,
+    orders::CHANGED,
 ];
 
 /// Rows in one event.
@@ -70,6 +71,7 @@ pub struct Monitor {
     shares_wanted: bool,
     status_wanted: bool,
     questions_wanted: bool,
+    orders_wanted: bool,
     /// Lowest ids of builds announced and not yet read.
     added_from: Option<BuildId>,
     list_not_before: Instant,
@@ -93,6 +95,7 @@ impl Monitor {
             // The report is there from the start on.
             status_wanted: true,
             questions_wanted: false,
+            orders_wanted: false,
             added_from: None,
             list_not_before: now,
             last_list: now,
@@ -139,6 +142,7 @@ impl Monitor {
             || self.shares_wanted
             || self.status_wanted
             || self.questions_wanted
+            || self.orders_wanted
             || (self.pages_out == 0 && !self.wanted.is_empty())
     }
 
@@ -162,6 +166,7 @@ impl Monitor {
                 self.list_wanted = true;
                 self.shares_wanted = true;
                 self.questions_wanted = true;
+                self.orders_wanted = true;
             }
             Message::Again => self.list_wanted = true,
             Message::Notice { channel, payload } => match channel.as_str() {
@@ -175,6 +180,7 @@ impl Monitor {
                 "jobset_shares_changed" => self.shares_wanted = true,
                 "dump_status" => self.status_wanted = true,
                 questions::ASKED => self.questions_wanted = true,
+                orders::CHANGED => self.orders_wanted = true,
                 _ => self.list_wanted = true,
             },
             Message::Read(builds) => self.wanted.push_back(builds),
@@ -196,6 +202,11 @@ impl Monitor {
         if self.status_wanted {
             self.status_wanted = false;
             self.context.dump_status();
+        }
+        if self.orders_wanted {
+            let orders = orders::read(self.conn()?.client())?;
+            self.context.tell_plan(Event::Orders { orders });
+            self.orders_wanted = false;
         }
         if self.questions_wanted {
             self.answer_questions()?;
