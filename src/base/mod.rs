@@ -6,6 +6,7 @@
 pub mod bits;
 pub mod hash;
 pub mod interner;
+pub mod lock;
 pub mod pool;
 pub mod random;
 pub mod text;

@@ -2,34 +2,87 @@
 
 /// The text without terminal escape sequences and without control characters other than newline and tab.
 pub fn plain(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut chars = text.chars().peekable();
-    while let Some(c) = chars.next() {
-        match c {
-            '\u{1b}' => match chars.peek() {
-                Some('[') => {
-                    chars.next();
-                    // A control sequence ends with a byte from '@' to '~'.
-                    while chars.next().is_some_and(|c| !('@'..='~').contains(&c)) {}
-                }
-                Some(']') => {
-                    // An operating system command ends with BEL or ESC \.
-                    while let Some(c) = chars.next() {
-                        if c == '\u{7}' || (c == '\u{1b}' && chars.next_if_eq(&'\\').is_some()) {
-                            break;
-                        }
-                    }
-                }
-                _ => {
-                    chars.next();
-                }
-            },
-            '\n' | '\t' => out.push(c),
-            c if c.is_control() => {}
-            c => out.push(c),
+    presentable(text.as_bytes(), usize::MAX)
+}
+
+/// Bytes as text that a terminal, a log and a database take: valid UTF-8, no terminal escapes, no control characters but
+/// newline and tab, at most `bytes_max` bytes.
+pub fn presentable(bytes: &[u8], bytes_max: usize) -> String {
+    let mut kept = Vec::with_capacity(bytes.len().min(bytes_max));
+    let mut rest = bytes;
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = after;
+        match byte {
+            0x1b => rest = skip_escape(rest),
+            b'\n' | b'\t' => kept.push(byte),
+            0..=0x1f | 0x7f => {}
+            _ => kept.push(byte),
+        }
+        if kept.len() >= bytes_max {
+            break;
         }
     }
-    out
+    // C1 control characters are control characters too, two bytes long in UTF-8.
+    let mut text: String = String::from_utf8_lossy(&kept)
+        .chars()
+        .filter(|c| !matches!(c, '\u{80}'..='\u{9f}'))
+        .collect();
+    let mut end = text.len().min(bytes_max);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
+    text
+}
+
+/// What follows a terminal escape sequence whose ESC has been taken.
+fn skip_escape(rest: &[u8]) -> &[u8] {
+    let after = |found: Option<usize>| match found {
+        Some(i) => &rest[i + 1..],
+        None => &[],
+    };
+    match rest.first() {
+        // CSI: parameters and intermediates up to a final byte.
+        Some(b'[') => {
+            let last = rest.iter().skip(1).position(|b| !(0x20..=0x3f).contains(b));
+            match last.map(|i| i + 1) {
+                // Anything but a final byte is no part of the sequence.
+                Some(i) if !(0x40..=0x7e).contains(&rest[i]) => &rest[i..],
+                found => after(found),
+            }
+        }
+        // OSC: text up to BEL or the end of the line.
+        Some(b']') => {
+            let last = rest.iter().position(|b| matches!(b, 0x07 | 0x1b | b'\n'));
+            match last {
+                Some(i) if rest[i] != 0x07 => &rest[i..],
+                found => after(found),
+            }
+        }
+        Some(0x20..=0x7e) => &rest[1..],
+        _ => rest,
+    }
+}
+
+/// Text in which `%XX` stands for a byte, as in URLs. The error completes "... is not usable: ".
+///
+/// # Errors
+/// Half an escape, or bytes that are no text.
+pub fn percent_decoded(text: &str) -> Result<String, &'static str> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    while let Some(b) = bytes.next() {
+        if b != b'%' {
+            out.push(b);
+            continue;
+        }
+        let mut digit = || bytes.next().and_then(|d| char::from(d).to_digit(16));
+        match (digit(), digit()) {
+            (Some(high), Some(low)) => out.push((high * 16 + low) as u8),
+            _ => return Err("`%` is not followed by two hexadecimal digits"),
+        }
+    }
+    String::from_utf8(out).map_err(|_| "percent-encoded bytes are not UTF-8")
 }
 
 /// At most `bytes_max` bytes of the text, cut at a character, with "..." where something was cut.
@@ -77,6 +130,14 @@ mod tests {
             ("open \u{1b}[", "open "),
         ] {
             assert_eq!(plain(text), want);
+        }
+    }
+
+    #[test]
+    fn percent_escapes_are_bytes() {
+        assert_eq!(percent_decoded("a%20%c3%A4%2f"), Ok("a ä/".to_owned()));
+        for bad in ["%", "%2", "%zz", "%ff"] {
+            assert!(percent_decoded(bad).is_err(), "{bad}");
         }
     }
 

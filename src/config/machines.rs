@@ -21,6 +21,8 @@ use std::net::Ipv6Addr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use crate::base::text::percent_decoded;
+
 /// Includes within includes.
 pub const INCLUDE_DEPTH_MAX: usize = 16;
 /// Files read for one list of machines, counting a file each time it is included.
@@ -374,9 +376,8 @@ fn target(name: &str, doubts: &mut Vec<String>) -> Result<Target, String> {
     let mut target = Target::default();
     for parameter in parameters.split('&').filter(|p| !p.is_empty()) {
         let (key, value) = parameter.split_once('=').unwrap_or((parameter, ""));
-        let value = percent_decoded(value).ok_or_else(|| {
-            format!("machine `{name}`: parameter `{parameter}` is not percent-encoded text")
-        })?;
+        let value = percent_decoded(value)
+            .map_err(|reason| format!("machine `{name}`: parameter `{parameter}`: {reason}"))?;
         match key {
             "remote-store" => target.remote_store = Some(value),
             "remote-program" => target.remote_program = Some(value),
@@ -469,21 +470,6 @@ fn host_and_port(text: &str) -> Result<(String, Option<u16>), String> {
         Some((host, p)) => Ok((host.to_owned(), Some(port(p)?))),
         None => Ok((text.to_owned(), None)),
     }
-}
-
-fn percent_decoded(text: &str) -> Option<String> {
-    let mut out = Vec::with_capacity(text.len());
-    let mut bytes = text.bytes();
-    while let Some(b) = bytes.next() {
-        if b != b'%' {
-            out.push(b);
-            continue;
-        }
-        let high = char::from(bytes.next()?).to_digit(16)?;
-        let low = char::from(bytes.next()?).to_digit(16)?;
-        out.push(u8::try_from(high * 16 + low).ok()?);
-    }
-    String::from_utf8(out).ok()
 }
 
 /// Decodes `ssh-ed25519 AAAA... comment`, given in base64.

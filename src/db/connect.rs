@@ -25,6 +25,7 @@ use super::error::{words, DbError};
 use super::locks;
 use super::os_user;
 use super::tls::{self, Tls};
+use crate::base::text::percent_decoded;
 use crate::config::Settings;
 
 /// What we call ourselves in `pg_stat_activity`; Hydra's own programs are called `hydra-...`.
@@ -885,7 +886,7 @@ fn parse_conninfo(text: &str) -> Result<Vec<(String, String)>, String> {
 fn parse_url(rest: &str) -> Result<Vec<(String, String)>, String> {
     let mut pairs = Vec::new();
     let mut push = |key: &str, value: &str| -> Result<(), String> {
-        let value = decode(value)?;
+        let value = percent_decoded(value)?;
         if !value.is_empty() {
             pairs.push((key.to_owned(), value));
         }
@@ -923,24 +924,7 @@ fn parse_url(rest: &str) -> Result<Vec<(String, String)>, String> {
         let (key, value) = pair
             .split_once('=')
             .ok_or_else(|| "a parameter after `?` has no `=`".to_owned())?;
-        push(&decode(key)?, value)?;
+        push(&percent_decoded(key)?, value)?;
     }
     Ok(pairs)
-}
-
-fn decode(text: &str) -> Result<String, String> {
-    let mut out = Vec::with_capacity(text.len());
-    let mut bytes = text.bytes();
-    while let Some(b) = bytes.next() {
-        if b != b'%' {
-            out.push(b);
-            continue;
-        }
-        let mut digit = || bytes.next().and_then(|d| char::from(d).to_digit(16));
-        match (digit(), digit()) {
-            (Some(high), Some(low)) => out.push((high * 16 + low) as u8),
-            _ => return Err("`%` is not followed by two hexadecimal digits".to_owned()),
-        }
-    }
-    String::from_utf8(out).map_err(|_| "percent-encoded bytes are not UTF-8".to_owned())
 }

@@ -11,7 +11,7 @@
 use std::collections::HashMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use postgres::types::ToSql;
@@ -20,6 +20,7 @@ use r2d2::ManageConnection;
 
 use super::connect::DbTarget;
 use super::error::DbError;
+use crate::base::lock::lock;
 
 /// A connection idle for less than this is handed out without asking the server.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
@@ -196,17 +197,11 @@ struct Counters {
 
 impl Counters {
     fn set_failure(&self, failure: Option<String>) {
-        *self
-            .last_failure
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = failure;
+        *lock(&self.last_failure) = failure;
     }
 
     fn failure(&self) -> Option<String> {
-        self.last_failure
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        lock(&self.last_failure).clone()
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{bounded, Receiver, Sender};
@@ -11,6 +11,7 @@ use crossbeam_channel::{bounded, Receiver, Sender};
 use super::connection::{Connection, Deadlines, Programs, Trouble};
 use super::sender::SendThread;
 use super::slot::SlotThreads;
+use crate::base::lock::{lock, read, write};
 use crate::config::machines::MachineLine;
 use crate::model::MachineId;
 use crate::sys::kill::KillSwitch;
@@ -109,19 +110,13 @@ impl Machine {
     }
 
     pub fn line(&self) -> Arc<MachineLine> {
-        self.line
-            .read()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-            .clone()
+        read(&self.line).clone()
     }
 
     /// Takes a new line of the machines file; connections made by the old one are not used again.
     fn set_line(&self, line: Arc<MachineLine>) {
         let changed = {
-            let mut current = self
-                .line
-                .write()
-                .unwrap_or_else(|poisoned| poisoned.into_inner());
+            let mut current = write(&self.line);
             let changed = !leads_to_the_same(&current, &line);
             *current = line;
             changed
@@ -319,12 +314,6 @@ fn tempfile_beside(path: &std::path::Path) -> std::io::Result<(PathBuf, std::fs:
     Ok((name, file))
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
-}
-
 /// All machines ever seen, by id and by name.
 pub struct Registry {
     ways: Arc<Ways>,
@@ -351,10 +340,7 @@ impl Registry {
 
     /// The machine of this name, made if it is new, with this configuration.
     pub fn configure(&self, line: &Arc<MachineLine>) -> MachineId {
-        let mut machines = self
-            .machines
-            .write()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut machines = write(&self.machines);
         if let Some(&id) = machines.by_name.get(&line.name) {
             let machine = machines.by_id[id.0 as usize].clone();
             drop(machines);
@@ -369,12 +355,7 @@ impl Registry {
     }
 
     pub fn get(&self, id: MachineId) -> Option<Arc<Machine>> {
-        self.machines
-            .read()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-            .by_id
-            .get(id.0 as usize)
-            .cloned()
+        read(&self.machines).by_id.get(id.0 as usize).cloned()
     }
 
     /// The machine that a row's `machine` means.
@@ -395,10 +376,6 @@ impl Registry {
     }
 
     pub fn all(&self) -> Vec<Arc<Machine>> {
-        self.machines
-            .read()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-            .by_id
-            .clone()
+        read(&self.machines).by_id.clone()
     }
 }

@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{bounded, never, select, unbounded, Receiver, Sender};
 
+use crate::base::lock::{lock, read, write};
 use crate::config::machines::{LocalHost, MachinesFiles};
 use crate::config::settings::{Override, Service as ServiceName, Settings};
 use crate::db::connect::DbTarget;
@@ -143,25 +144,16 @@ impl Context {
     }
 
     pub fn limits(&self) -> Limits {
-        *self
-            .limits
-            .read()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+        *read(&self.limits)
     }
 
     /// The database's lock on our service is not held any more: nothing is written until it is again.
     pub fn lock_lost(&self) {
-        *self
-            .lock
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
+        *lock(&self.lock) = None;
     }
 
     pub fn lock_proof(&self) -> Option<LockProof> {
-        *self
-            .lock
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+        *lock(&self.lock)
     }
 
     /// Opens the listening session and takes the service's lock.
@@ -170,26 +162,17 @@ impl Context {
     /// A message; also when another session holds the lock.
     pub fn listen_and_lock(&self) -> Result<Sessions, String> {
         let (sessions, proof) = listen_and_lock(&self.target).map_err(|error| error.to_string())?;
-        *self
-            .lock
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(proof);
+        *lock(&self.lock) = Some(proof);
         Ok(sessions)
     }
 
     /// The plan's thread lives.
     pub fn heartbeat(&self, now: Instant) {
-        *self
-            .beat
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner()) = now;
+        *lock(&self.beat) = now;
     }
 
     fn last_beat(&self) -> Instant {
-        *self
-            .beat
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+        *lock(&self.beat)
     }
 
     /// A ticket whose record is not needed.
@@ -755,11 +738,7 @@ impl Service {
         systemd::notify("RELOADING=1");
         match Settings::load(&|name| std::env::var(name).ok(), &config.overrides) {
             Ok(settings) => {
-                *self
-                    .context
-                    .limits
-                    .write()
-                    .unwrap_or_else(|poisoned| poisoned.into_inner()) = limits(&settings);
+                *write(&self.context.limits) = limits(&settings);
                 self.context
                     .tell_plan(Event::Settings(plan_settings(&settings)));
                 log::info!(

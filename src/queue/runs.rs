@@ -1,8 +1,9 @@
 //! The runs under way and how to interrupt them.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 
+use crate::base::lock::lock;
 use crate::model::RunId;
 use crate::sys::kill::KillSwitch;
 
@@ -22,12 +23,12 @@ enum State {
 
 impl Runs {
     pub fn expect(&self, run: RunId) {
-        self.lock().insert(run, State::Expected { killed: false });
+        lock(&self.states).insert(run, State::Expected { killed: false });
     }
 
     /// The slot has it: kills go to its switch, also one that came before.
     pub fn arm(&self, run: RunId, kill: &Arc<KillSwitch>) {
-        let old = self.lock().insert(run, State::Armed(kill.clone()));
+        let old = lock(&self.states).insert(run, State::Armed(kill.clone()));
         if matches!(old, Some(State::Expected { killed: true })) {
             kill.throw();
         }
@@ -35,12 +36,12 @@ impl Runs {
 
     /// No kill of this run can come any more.
     pub fn forget(&self, run: RunId) {
-        self.lock().remove(&run);
+        lock(&self.states).remove(&run);
     }
 
     /// Interrupts a run, if it is still there.
     pub fn kill(&self, run: RunId) {
-        match self.lock().get_mut(&run) {
+        match lock(&self.states).get_mut(&run) {
             Some(State::Expected { killed }) => *killed = true,
             Some(State::Armed(kill)) => kill.throw(),
             None => {}
@@ -48,13 +49,7 @@ impl Runs {
     }
 
     pub fn count(&self) -> usize {
-        self.lock().len()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<RunId, State>> {
-        self.states
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+        lock(&self.states).len()
     }
 }
 

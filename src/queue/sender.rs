@@ -4,12 +4,13 @@
 //! path send it once. Waiting for the machine to substitute happens elsewhere.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::{unbounded, Receiver, RecvTimeoutError, Sender};
 
 use super::connection::{Connection, Trouble};
 use super::machine::Machine;
+use crate::base::lock::lock;
 use crate::store::destination::{Destination, Trouble as DestTrouble};
 use crate::store::local::PathMeta;
 use crate::sys::thread;
@@ -63,7 +64,7 @@ impl SendThread {
         job: SendJob,
     ) -> Result<(), Trouble> {
         // Jobs are queued under the lock, so that a thread which leaves for idleness cannot miss one.
-        let mut jobs = self.lock();
+        let mut jobs = lock(&self.jobs);
         if jobs.is_none() {
             // Holds at most one job a slot of the machine.
             let (sender, receiver) = unbounded();
@@ -79,12 +80,6 @@ impl SendThread {
             let _ = jobs.send(job);
         }
         Ok(())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Sender<SendJob>>> {
-        self.jobs
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -102,7 +97,7 @@ fn serve(machine: &Machine, dest: &Destination, jobs: &Receiver<SendJob>) {
                 let _ = reply.send((connection, sent));
             }
             Err(RecvTimeoutError::Timeout) => {
-                let mut own = machine.sender.lock();
+                let mut own = lock(&machine.sender.jobs);
                 if jobs.is_empty() {
                     *own = None;
                     return;

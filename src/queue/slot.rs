@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{bounded, unbounded, Receiver, RecvTimeoutError, Sender};
@@ -16,6 +16,7 @@ use super::connection::{Connection, Trouble};
 use super::machine::Machine;
 use super::sender::{SendError, SendJob};
 use super::Context;
+use crate::base::lock::lock;
 use crate::db::writer::{Body, Entry, Message, StartAck, StartStep};
 use crate::model::{BuildId, BuildOutput, BuildStatus, Phase, RunId, Ticket, UnixSecs};
 use crate::nix::derivation::{Derivation, DerivationFacts};
@@ -65,7 +66,7 @@ impl SlotThreads {
         machine: &Arc<Machine>,
         start: Start,
     ) -> io::Result<()> {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         // Holds at most one run for each idle thread.
         let queue = state.queue.get_or_insert_with(unbounded).clone();
         if state.idle > 0 {
@@ -78,12 +79,6 @@ impl SlotThreads {
         thread::spawn(name, move || serve(&context, &own, &queue.1, start))?;
         state.spawned += 1;
         Ok(())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, SlotState> {
-        self.state
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -119,11 +114,11 @@ fn serve(context: &Arc<Context>, machine: &Arc<Machine>, queue: &Receiver<Start>
                 }
             }
         }
-        machine.slots.lock().idle += 1;
+        lock(&machine.slots.state).idle += 1;
         next = match queue.recv_timeout(machine.thread_idle_max()) {
             Ok(start) => Some(start),
             Err(_) => {
-                let mut state = machine.slots.lock();
+                let mut state = lock(&machine.slots.state);
                 match queue.try_recv() {
                     Ok(start) => Some(start),
                     Err(_) => {

@@ -10,12 +10,13 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{bounded, Receiver, Sender};
 
 use super::closure::Closure;
+use crate::base::lock::lock;
 use crate::model::UnixSecs;
 use crate::nix::products::{self, MemberScan};
 use crate::nix::{StoreDir, ValidPathInfo};
@@ -271,16 +272,16 @@ impl LocalStore {
     /// Remembers what a machine said of a path that is now valid here.
     pub fn learn(&self, path: &str, references: &[String], nar_size: u64) {
         let meta = PathMeta::new(path, references, nar_size);
-        self.lock_cache().insert(Arc::new(meta));
+        lock(&self.cache).insert(Arc::new(meta));
     }
 
     fn meta(&self, path: &str) -> Result<Arc<PathMeta>, String> {
-        if let Some(meta) = self.lock_cache().get(path) {
+        if let Some(meta) = lock(&self.cache).get(path) {
             return Ok(meta);
         }
         let info = self.export_info(path)?;
         let meta = Arc::new(PathMeta::new(path, &info.references, info.nar_size));
-        self.lock_cache().insert(meta.clone());
+        lock(&self.cache).insert(meta.clone());
         Ok(meta)
     }
 
@@ -318,12 +319,6 @@ impl LocalStore {
             (Ok(()), None) => Ok(()),
             (Err(message), None) => Err(ImportError::Store(message)),
         }
-    }
-
-    fn lock_cache(&self) -> MutexGuard<'_, Cache> {
-        self.cache
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// One question to the daemon over a kept or new conversation. A kept one may have ended meanwhile: then once
@@ -367,19 +362,13 @@ impl LocalStore {
 
     fn keep(&self, daemon: Daemon) {
         if daemon.opened.elapsed() < DAEMON_AGE_MAX {
-            self.lock_idle().push(daemon);
+            lock(&self.idle).push(daemon);
         }
-    }
-
-    fn lock_idle(&self) -> MutexGuard<'_, Vec<Daemon>> {
-        self.idle
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     fn daemon(&self) -> Result<Daemon, String> {
         loop {
-            let Some(daemon) = self.lock_idle().pop() else {
+            let Some(daemon) = lock(&self.idle).pop() else {
                 return self.open();
             };
             // One that has something to say unasked has ended.
@@ -438,7 +427,7 @@ impl LocalStore {
     /// Closes conversations that were kept too long.
     pub fn close_stale(&self) {
         let stale: Vec<Daemon> = {
-            let mut idle = self.lock_idle();
+            let mut idle = lock(&self.idle);
             let all = std::mem::take(&mut *idle);
             let (stale, kept) = all
                 .into_iter()

@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use crate::base::lock::lock;
 use crate::model::RunId;
 use crate::nix::store_path::base_name;
 
@@ -79,10 +80,7 @@ impl LogStore {
     /// Moves the log of a run aside, since another attempt follows, and says where to. Asked again for the same
     /// run, gives the same answer.
     pub fn keep(&self, run: RunId, drv: &str) -> PathBuf {
-        let mut kept = self
-            .kept
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut kept = lock(&self.kept);
         if let Some(path) = kept.get(&run) {
             return path.clone();
         }

@@ -2,6 +2,8 @@
 //!
 //! Knows the syntax alone. Whoever understands a parameter takes it; what is left at the end nobody understood.
 
+use crate::base::text::percent_decoded;
+
 /// A store URI, taken apart.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct StoreUri {
@@ -133,23 +135,7 @@ impl Params {
 }
 
 fn percent_decode(text: &str) -> Result<String, UriError> {
-    let wrong = || UriError::Encoding(text.to_owned());
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        if byte != b'%' {
-            bytes.push(byte);
-            continue;
-        }
-        let mut digit = || {
-            rest.next()
-                .and_then(|digit| char::from(digit).to_digit(16))
-                .ok_or_else(wrong)
-        };
-        let value = digit()? * 16 + digit()?;
-        bytes.push(value as u8);
-    }
-    String::from_utf8(bytes).map_err(|_| wrong())
+    percent_decoded(text).map_err(|_| UriError::Encoding(text.to_owned()))
 }
 
 #[cfg(test)]

@@ -11,10 +11,11 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::kill::KillSwitch;
+use crate::base::lock::lock;
 
 /// How much of stderr is kept for error messages, bytes.
 const TAIL_BYTES_MAX: usize = 16 << 10;
@@ -453,12 +454,6 @@ impl Write for PipeWriter {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 fn pollfd(fd: RawFd, events: i16) -> libc::pollfd {

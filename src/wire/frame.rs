@@ -6,6 +6,7 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 
 use super::Error;
+use crate::base::text;
 use crate::nix::excerpt;
 
 /// Bytes kept in memory in each direction.
@@ -182,63 +183,12 @@ fn eof() -> Error {
 /// Bytes of a text for people that are kept.
 pub const CLEAN_TEXT_BYTES_MAX: usize = 64 << 10;
 
-/// Makes a text from the other side presentable: no terminal escapes, no control characters but
-/// newline and tab, valid UTF-8, no blanks at the end, at most [`CLEAN_TEXT_BYTES_MAX`]. Nix
-/// colours its messages even where nothing is a terminal, and a database takes no NUL.
+/// A text from the other side, made presentable and cut to [`CLEAN_TEXT_BYTES_MAX`], without blanks at the end. Nix
+/// colours its messages even where nothing is a terminal.
 pub fn clean_text(bytes: &[u8]) -> String {
-    let mut kept = Vec::with_capacity(bytes.len().min(CLEAN_TEXT_BYTES_MAX));
-    let mut rest = bytes;
-    while let Some((&byte, after)) = rest.split_first() {
-        rest = after;
-        match byte {
-            0x1b => rest = skip_escape(rest),
-            b'\n' | b'\t' => kept.push(byte),
-            0..=0x1f | 0x7f => {}
-            _ => kept.push(byte),
-        }
-        if kept.len() >= CLEAN_TEXT_BYTES_MAX {
-            break;
-        }
-    }
-    // C1 control characters are control characters too, two bytes long in UTF-8.
-    let text: String = String::from_utf8_lossy(&kept)
-        .chars()
-        .filter(|c| !matches!(c, '\u{80}'..='\u{9f}'))
-        .collect();
-    let mut end = text.len().min(CLEAN_TEXT_BYTES_MAX);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text[..end].trim_end().to_owned()
-}
-
-/// What follows a terminal escape sequence whose ESC has been taken.
-fn skip_escape(rest: &[u8]) -> &[u8] {
-    let after = |found: Option<usize>| match found {
-        Some(i) => &rest[i + 1..],
-        None => &[],
-    };
-    match rest.first() {
-        // CSI: parameters and intermediates up to a final byte.
-        Some(b'[') => {
-            let last = rest.iter().skip(1).position(|b| !(0x20..=0x3f).contains(b));
-            match last.map(|i| i + 1) {
-                // Anything but a final byte is no part of the sequence.
-                Some(i) if !(0x40..=0x7e).contains(&rest[i]) => &rest[i..],
-                found => after(found),
-            }
-        }
-        // OSC: text up to BEL or the end of the line.
-        Some(b']') => {
-            let last = rest.iter().position(|b| matches!(b, 0x07 | 0x1b | b'\n'));
-            match last {
-                Some(i) if rest[i] != 0x07 => &rest[i..],
-                found => after(found),
-            }
-        }
-        Some(0x20..=0x7e) => &rest[1..],
-        _ => rest,
-    }
+    text::presentable(bytes, CLEAN_TEXT_BYTES_MAX)
+        .trim_end()
+        .to_owned()
 }
 
 /// Collects what is written and passes it on in large pieces. Nothing is written on drop: a
