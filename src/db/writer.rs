@@ -13,6 +13,8 @@
 //!
 //! Knows the tables; does not know why anything is written.
 
+mod usual_group;
+
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
@@ -28,6 +30,8 @@ use super::DbError;
 use crate::base::text;
 use crate::model::{BuildId, BuildOutput, BuildStatus, MachineId, RunId, Ticket, UnixSecs};
 use crate::plan::action::{Fail, FinishStep, Record, Succeed};
+
+use usual_group::{EndColumns, Split, SuccessColumns};
 
 /// Records in one transaction.
 const GROUP_MAX: usize = 256;
@@ -51,15 +55,14 @@ const MESSAGE_BYTES_MAX: usize = 64 << 10;
 /// What the writer is asked for.
 #[derive(Debug)]
 pub enum Message {
-    Write(Entry),
+    /// Records that came together, in order: they are written together where that is possible.
+    Write(Vec<Entry>),
     /// Replace the `SystemStatus` row and announce it.
     Status(String),
     /// Answer a question of `hydrad.questions`.
     Answer(i64, String),
     /// Leave once everything before is written or `until` has passed.
-    Stop {
-        until: Instant,
-    },
+    Stop { until: Instant },
 }
 
 /// One record under its ticket.
@@ -98,8 +101,8 @@ pub struct StartStep {
     pub announce: Vec<BuildId>,
     pub start: UnixSecs,
     pub done: Sender<StartAck>,
-    /// The numbers given in attempts to write it of which nobody knows whether they were committed.
-    pub maybe_written: Vec<i32>,
+    /// There was an attempt to write it of which nobody knows whether it was committed.
+    pub maybe_written: bool,
 }
 
 /// The success of a busy row found at start.
@@ -157,6 +160,20 @@ struct RunRow {
     outputs: Vec<(String, Option<String>)>,
 }
 
+impl RunRow {
+    fn of(start: &StartStep, stepnr: i32) -> RunRow {
+        RunRow {
+            build: start.build,
+            stepnr,
+            drv: start.drv.clone(),
+            start: seconds(start.start),
+            machine: start.machine.clone(),
+            system: start.system.clone(),
+            outputs: start.outputs.clone(),
+        }
+    }
+}
+
 /// Changes to the writer's memory that become true with the commit.
 #[derive(Default)]
 struct Staged {
@@ -170,6 +187,16 @@ struct Staged {
     acks: Vec<(Sender<StartAck>, StartAck)>,
     deferred: Vec<Entry>,
     done: Vec<Ticket>,
+}
+
+/// How a group is written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// By one statement.
+    Starts,
+    Ends,
+    /// By a statement for each kind of record, which can do everything.
+    Single,
 }
 
 enum Failure {
@@ -328,13 +355,15 @@ impl Writer {
                 None => inbox.recv_deadline(deadline),
             };
             match message {
-                Ok(Message::Write(entry)) => {
+                Ok(Message::Write(entries)) => {
                     if waiting.is_empty() {
                         *phase_since = Some(now);
                     }
-                    // Of a run's phases only the newest unwritten one matters, and none once its end is here.
-                    self.drop_older_phase(waiting, &entry);
-                    waiting.push_back(entry);
+                    for entry in entries {
+                        // Of a run's phases only the newest unwritten one matters, and none once its end is here.
+                        self.drop_older_phase(waiting, &entry);
+                        waiting.push_back(entry);
+                    }
                 }
                 Ok(Message::Status(json)) => self.status = Some(json),
                 Ok(Message::Answer(id, json)) => self.answers.push((id, json)),
@@ -408,11 +437,34 @@ impl Writer {
     }
 
     /// Writes a group, whatever it takes.
-    fn write(&mut self, mut group: Vec<Entry>, inbox: &Receiver<Message>) {
+    fn write(&mut self, group: Vec<Entry>, inbox: &Receiver<Message>) {
+        if self.away_since.is_some() {
+            return self.write_by(Way::Single, group, inbox);
+        }
+        match usual_group::split(group, self) {
+            Split::Usual { ends, starts } => {
+                for (way, part) in [(Way::Ends, ends), (Way::Starts, starts)] {
+                    if !part.is_empty() {
+                        self.write_by(way, part, inbox);
+                    }
+                }
+            }
+            Split::Other(group) => self.write_by(Way::Single, group, inbox),
+        }
+    }
+
+    fn write_by(&mut self, mut way: Way, mut group: Vec<Entry>, inbox: &Receiver<Message>) {
         let mut retries = 0u32;
         loop {
-            match self.write_group(&mut group) {
-                Ok(staged) => {
+            let written = match way {
+                Way::Starts => usual_group::write_starts(self, &mut group),
+                Way::Ends => usual_group::write_ends(self, &group),
+                Way::Single => self
+                    .write_group(&mut group)
+                    .map(|staged| (staged, Vec::new())),
+            };
+            match written {
+                Ok((staged, left)) => {
                     if let Some(since) = self.away_since.take() {
                         log::info!(
                             "the database is back after {} s; writing goes on",
@@ -421,9 +473,25 @@ impl Writer {
                         (self.around.away)(None);
                     }
                     self.commit(staged);
-                    return;
+                    if left.is_empty() {
+                        return;
+                    }
+                    let mut place = 0;
+                    group.retain(|_| {
+                        place += 1;
+                        left.contains(&(place - 1))
+                    });
+                    way = Way::Single;
+                }
+                Err(Failure::Refused(error)) if way != Way::Single => {
+                    log::debug!(
+                        "a group of {} records is not written by one statement: {error}",
+                        group.len()
+                    );
+                    way = Way::Single;
                 }
                 Err(Failure::Away(reason)) => {
+                    way = Way::Single;
                     if self.away_since.is_none() {
                         log::error!("the database is away: {reason}; {} records wait, nothing new is started",
                             group.len());
@@ -625,14 +693,23 @@ impl Writer {
         Ok(())
     }
 
+    fn proof(&self) -> Result<LockProof, Failure> {
+        (self.around.lock)()
+            .ok_or_else(|| Failure::Away("our lock on the database is not held".into()))
+    }
+
+    fn lock_lost(&self, proof: LockProof) -> Failure {
+        (self.around.lock_lost)(proof);
+        Failure::Away("another session may have taken our lock on the database".into())
+    }
+
     fn write_group(&mut self, group: &mut [Entry]) -> Result<Staged, Failure> {
         let mut staged = Staged::default();
         if group.iter().all(|entry| matches!(entry.body, Body::Void)) {
             staged.done.extend(group.iter().map(|entry| entry.ticket));
             return Ok(staged);
         }
-        let proof = (self.around.lock)()
-            .ok_or_else(|| Failure::Away("our lock on the database is not held".into()))?;
+        let proof = self.proof()?;
         let mut conn = self.around.pool.get(CONNECTION_MAX)?;
         let mut tx = conn.transaction()?;
         let held: bool = tx.query(
@@ -647,10 +724,7 @@ impl Writer {
         )?[0]
             .get(2);
         if !held {
-            (self.around.lock_lost)(proof);
-            return Err(Failure::Away(
-                "another session may have taken our lock on the database".into(),
-            ));
+            return Err(self.lock_lost(proof));
         }
         if self.away_since.is_some() {
             self.restore_steps(&mut tx)?;
@@ -664,7 +738,7 @@ impl Writer {
         work.write(group)?;
         if let Err(error) = tx.commit() {
             if error.is_lost() {
-                note_maybe_written(group, &staged);
+                note_maybe_written(group);
             }
             return Err(error.into());
         }
@@ -683,13 +757,11 @@ impl Body {
     }
 }
 
-/// The connection was lost in a commit: remembers the numbers of the rows that it may have made.
-fn note_maybe_written(group: &mut [Entry], staged: &Staged) {
+/// The connection was lost in a commit: nobody knows whether the rows of starts are there.
+fn note_maybe_written(group: &mut [Entry]) {
     for entry in group {
         if let Body::StartStep(start) = &mut entry.body {
-            if let Some(row) = staged.runs.get(&start.run) {
-                start.maybe_written.push(row.stepnr);
-            }
+            start.maybe_written = true;
         }
     }
 }
@@ -987,29 +1059,27 @@ impl GroupWork<'_, '_> {
 
     /// Takes away what earlier attempts to write this row may have left.
     fn delete_leftovers(&mut self, start: &StartStep) -> Result<(), Failure> {
-        let is_another = |stepnr: &i32| {
-            let runs = self.writer.runs.values().chain(self.staged.runs.values());
-            runs.into_iter()
-                .any(|row| (row.build, row.stepnr) == (start.build, *stepnr))
-        };
-        let left: Vec<i32> = start
-            .maybe_written
-            .iter()
-            .copied()
-            .filter(|stepnr| !is_another(stepnr))
-            .collect();
-        if !left.is_empty() {
-            self.tx.execute(
-                include_str!("../../sql/queue/delete_leftover_step.sql"),
-                &[
-                    &start.build.0,
-                    &left,
-                    &start.drv,
-                    &seconds(start.start),
-                    &start.machine,
-                ],
-            )?;
+        if !start.maybe_written {
+            return Ok(());
         }
+        let known: Vec<i32> = self
+            .writer
+            .runs
+            .values()
+            .chain(self.staged.runs.values())
+            .filter(|row| row.build == start.build)
+            .map(|row| row.stepnr)
+            .collect();
+        self.tx.execute(
+            include_str!("../../sql/queue/delete_leftover_step.sql"),
+            &[
+                &start.build.0,
+                &known,
+                &start.drv,
+                &seconds(start.start),
+                &start.machine,
+            ],
+        )?;
         Ok(())
     }
 
@@ -1050,15 +1120,7 @@ impl GroupWork<'_, '_> {
                 rows.outputs
                     .push((start.build.0, stepnr, name.clone(), path.clone()));
             }
-            let row = RunRow {
-                build: start.build,
-                stepnr,
-                drv: start.drv.clone(),
-                start: seconds(start.start),
-                machine: start.machine.clone(),
-                system: start.system.clone(),
-                outputs: start.outputs.clone(),
-            };
+            let row = RunRow::of(start, stepnr);
             self.staged.runs.insert(start.run, row);
             self.staged
                 .acks
@@ -1281,35 +1343,19 @@ impl GroupWork<'_, '_> {
         if ended.is_empty() {
             return Ok(finished);
         }
-        let build: Vec<i32> = ended.iter().map(|(_, row)| row.build.0).collect();
-        let stepnr: Vec<i32> = ended.iter().map(|(_, row)| row.stepnr).collect();
-        let status: Vec<i32> = ended
-            .iter()
-            .map(|(finish, _)| finish.status.code())
-            .collect();
-        let text: Vec<Option<String>> = ended
-            .iter()
-            .map(|(finish, _)| message(finish.message.as_deref()))
-            .collect();
-        let start: Vec<i32> = ended
-            .iter()
-            .map(|(finish, _)| seconds(finish.start))
-            .collect();
-        let stop: Vec<i32> = ended
-            .iter()
-            .map(|(finish, _)| seconds(finish.stop))
-            .collect();
-        let overhead: Vec<Option<i32>> =
-            ended.iter().map(|(f, _)| positive(f.overhead_ms)).collect();
-        let times: Vec<Option<i32>> = ended.iter().map(|(f, _)| positive(f.times_built)).collect();
-        let nondet: Vec<Option<bool>> = ended
-            .iter()
-            .map(|(f, _)| (f.times_built > 1).then_some(f.non_deterministic))
-            .collect();
+        let end = EndColumns::of(ended.iter().map(|(finish, row)| (*finish, row)));
         let rows = self.tx.query(
             include_str!("../../sql/queue/finish_steps.sql"),
             &[
-                &build, &stepnr, &status, &text, &start, &stop, &overhead, &times, &nondet,
+                &end.build,
+                &end.stepnr,
+                &end.status,
+                &end.message,
+                &end.start,
+                &end.stop,
+                &end.overhead,
+                &end.times_built,
+                &end.non_deterministic,
             ],
         )?;
         self.staged
@@ -1407,45 +1453,24 @@ impl GroupWork<'_, '_> {
         }
         done.sort_by_key(|(id, ..)| *id);
         done.dedup_by_key(|(id, ..)| *id);
-        let ids: Vec<i32> = done.iter().map(|(id, ..)| id.0).collect();
-        let output = |i: usize| -> &BuildOutput { &done[i].2.output };
-        let all = 0..done.len();
-        let status: Vec<i32> = all
-            .clone()
-            .map(|i| {
-                if output(i).failed {
-                    BuildStatus::FailedWithOutput
-                } else {
-                    BuildStatus::Succeeded
-                }
-                .code()
-            })
-            .collect();
-        let start: Vec<i32> = done
-            .iter()
-            .map(|(_, _, succeed)| nonzero_seconds(succeed.start))
-            .collect();
-        let stop: Vec<i32> = done
-            .iter()
-            .map(|(_, _, succeed)| nonzero_seconds(succeed.stop))
-            .collect();
-        let size: Vec<i64> = all.clone().map(|i| bytes(output(i).size)).collect();
-        let closure: Vec<i64> = all.clone().map(|i| bytes(output(i).closure_size)).collect();
-        let cached: Vec<i32> = done
-            .iter()
-            .map(|(_, cached, _)| i32::from(*cached))
-            .collect();
-        let release: Vec<Option<&str>> = all.map(|i| output(i).release_name.as_deref()).collect();
+        let success = SuccessColumns::of(&done);
         self.tx.execute(
             include_str!("../../sql/queue/succeed_builds.sql"),
             &[
-                &ids, &status, &start, &stop, &size, &closure, &cached, &release,
+                &success.id,
+                &success.status,
+                &success.start,
+                &success.stop,
+                &success.size,
+                &success.closure_size,
+                &success.cached,
+                &success.release,
             ],
         )?;
         self.staged.finished.extend(done.iter().map(|(id, ..)| *id));
         self.write_outputs(&done)?;
-        self.write_products(&ids, &done)?;
-        self.write_metrics(&ids, &done)
+        self.write_products(&success.id, &done)?;
+        self.write_metrics(&success.id, &done)
     }
 
     fn write_outputs(&mut self, done: &[(BuildId, bool, &Succeed)]) -> Result<(), Failure> {
@@ -1598,9 +1623,7 @@ impl GroupWork<'_, '_> {
                 if !finished.contains(&(build.0, stepnr)) {
                     return;
                 }
-                let log = finish.has_log.then(|| {
-                    (self.writer.around.log_path)(finish.run, &row.drv, finish.keep_attempt_log)
-                });
+                let log = log_of(self.writer, finish, row);
                 self.notify.push((
                     "step_finished",
                     payload::step_finished(build, stepnr, log.as_deref()),
@@ -1771,6 +1794,22 @@ impl FailRows {
         self.stop.push(nonzero_seconds(stop));
         self.cached.push(i32::from(cached));
         self.pending.push(Some(nonzero_seconds(stop)));
+    }
+}
+
+/// Where the log of an ended run is, if it has one.
+fn log_of(writer: &Writer, finish: &FinishStep, row: &RunRow) -> Option<String> {
+    finish
+        .has_log
+        .then(|| (writer.around.log_path)(finish.run, &row.drv, finish.keep_attempt_log))
+}
+
+/// What a build says whose top-level step succeeded.
+fn success_status(output: &BuildOutput) -> BuildStatus {
+    if output.failed {
+        BuildStatus::FailedWithOutput
+    } else {
+        BuildStatus::Succeeded
     }
 }
 

@@ -53,7 +53,8 @@ pub struct Connection {
     child: PipedChild,
     shutdown: Duration,
     opened: Instant,
-    used: Instant,
+    /// When its last step ended; `None`: it has carried none.
+    used: Option<Instant>,
     temp_root_bytes: u64,
 }
 
@@ -176,7 +177,7 @@ impl Connection {
                 child,
                 shutdown: deadlines.shutdown,
                 opened: Instant::now(),
-                used: Instant::now(),
+                used: None,
                 temp_root_bytes: 0,
             }),
             Err(error) => {
@@ -211,9 +212,10 @@ impl Connection {
         }
     }
 
-    /// Whether the conversation can carry another step: quiet, young, few temporary roots.
+    /// Whether the conversation can carry another step: quiet, young, few temporary roots. One that has carried none yet
+    /// keeps nothing from the machine's garbage collector, so it may wait for longer.
     pub fn is_reusable(&self, idle_max: Duration, age_max: Duration) -> bool {
-        self.used.elapsed() < idle_max
+        self.used.is_none_or(|used| used.elapsed() < idle_max)
             && self.opened.elapsed() < age_max
             && self.temp_root_bytes < TEMP_ROOT_BYTES_MAX
             && !self.client.get_ref().is_ready()
@@ -221,7 +223,7 @@ impl Connection {
 
     /// Notes that it was used just now.
     pub fn touch(&mut self) {
-        self.used = Instant::now();
+        self.used = Some(Instant::now());
     }
 
     /// Counts what a locking query of these paths leaves behind on the machine.

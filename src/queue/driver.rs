@@ -51,6 +51,7 @@ pub fn drive(plan: Plan, clock: PlanClock, inbox: &Receiver<Inbox>, ways: &Ways)
         items: 0,
         actions: Vec::new(),
         batch: Vec::new(),
+        records: Vec::new(),
         own: VecDeque::new(),
     };
     loop {
@@ -94,6 +95,7 @@ struct Driver<'a> {
     items: usize,
     actions: Vec<Action>,
     batch: Vec<(QuestionId, Arc<str>)>,
+    records: Vec<Entry>,
     /// Events this thread makes itself: it must never wait for its own inbox.
     own: VecDeque<Event>,
 }
@@ -134,8 +136,10 @@ impl Driver<'_> {
             let now = self.clock.now();
             self.plan.turn(now, &mut self.events, &mut self.actions);
             for action in self.actions.drain(..) {
-                carry_out(action, self.ways, &mut self.batch, &mut self.own);
+                let (batch, records) = (&mut self.batch, &mut self.records);
+                carry_out(action, self.ways, batch, records, &mut self.own);
             }
+            send_records(&mut self.records, self.ways);
             self.events.extend(self.own.drain(..));
         }
     }
@@ -152,10 +156,22 @@ fn hand_out(batch: &mut Vec<(QuestionId, Arc<str>)>, questions: &Sender<Question
     }
 }
 
+/// Gives the writer what was recorded: together, so that the end of a step and of its build are one wait for the disk.
+fn send_records(records: &mut Vec<Entry>, ways: &Ways) {
+    if !records.is_empty() {
+        // A writer that has left loses nothing that the next start would not find again.
+        let _ = ways
+            .context
+            .writer
+            .send(Message::Write(std::mem::take(records)));
+    }
+}
+
 fn carry_out(
     action: Action,
     ways: &Ways,
     batch: &mut Vec<(QuestionId, Arc<str>)>,
+    records: &mut Vec<Entry>,
     own: &mut VecDeque<Event>,
 ) {
     let context = &ways.context;
@@ -171,6 +187,8 @@ fn carry_out(
             let _ = ways.monitor.send(monitor::Message::PageTaken);
         }
         Action::Start(start) => {
+            // Its slot sends a record of its own, which may follow from these.
+            send_records(records, ways);
             let (run, ticket) = (start.run, start.ticket);
             let Some(machine) = context.machines.get(start.machine) else {
                 unreachable!("BUG: the plan knows a machine that the registry does not")
@@ -202,13 +220,10 @@ fn carry_out(
             }
         }
         Action::Kill { run } => context.runs.kill(run),
-        Action::Record { ticket, record } => {
-            // A writer that has left loses nothing that the next start would not find again.
-            let _ = context.writer.send(Message::Write(Entry {
-                ticket,
-                body: Body::Record(record),
-            }));
-        }
+        Action::Record { ticket, record } => records.push(Entry {
+            ticket,
+            body: Body::Record(record),
+        }),
         Action::Say { level, text } => match level {
             Level::Info => log::info!("{text}"),
             Level::Warn => log::warn!("{text}"),

@@ -67,6 +67,10 @@ pub fn inspect(
     parsers: &rayon::ThreadPool,
     batch: &[(QuestionId, Arc<str>)],
 ) -> Vec<(QuestionId, StepFacts)> {
+    if batch.len() == 1 {
+        // Not worth waking another thread.
+        return inspect_few(context, batch);
+    }
     let scanned = parsers.install(|| {
         batch
             .par_iter()

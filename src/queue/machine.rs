@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use crate::base::lock::{lock, read, write};
 use crate::config::machines::MachineLine;
 use crate::model::MachineId;
 use crate::sys::kill::KillSwitch;
+use crate::sys::thread;
 
 /// Handshakes under way at once with one host: sshd refuses more than a few (MaxStartups).
 const HANDSHAKES_MAX: usize = 4;
@@ -51,6 +53,8 @@ pub struct Machine {
     idle_queries: Mutex<Vec<Connection>>,
     handshakes: Tokens,
     queries: Tokens,
+    /// A connection is being opened ahead of the next step.
+    warming: AtomicBool,
     pub slots: SlotThreads,
     pub sender: SendThread,
 }
@@ -104,6 +108,7 @@ impl Machine {
             idle_queries: Mutex::default(),
             handshakes: Tokens::new(HANDSHAKES_MAX),
             queries: Tokens::new(QUERIES_MAX),
+            warming: AtomicBool::new(false),
             slots: SlotThreads::default(),
             sender: SendThread::default(),
         }
@@ -229,6 +234,33 @@ impl Machine {
             },
             kill.clone(),
         )
+    }
+
+    /// Opens a connection to this host ahead of the next step, if none waits: starting `nix-store` costs as much as a
+    /// small build. Remote machines are left alone until there is something to build.
+    pub fn warm_up(self: &Arc<Self>) {
+        let line = self.line();
+        if !line.is_localhost || line.slots == 0 || self.has_idle_connection() {
+            return;
+        }
+        if self.warming.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let machine = self.clone();
+        let spawned = thread::spawn(format!("warm-{}", self.name), move || {
+            let opened = KillSwitch::new()
+                .map_err(|error| Trouble::Ours(error.to_string()))
+                .and_then(|kill| machine.open(&Arc::new(kill)));
+            match opened {
+                Ok(connection) => lock(&machine.idle).push(connection),
+                // The step that finds none says what is wrong.
+                Err(trouble) => log::debug!("no connection ahead of a step: {trouble:?}"),
+            }
+            machine.warming.store(false, Ordering::SeqCst);
+        });
+        if spawned.is_err() {
+            self.warming.store(false, Ordering::SeqCst);
+        }
     }
 
     /// Writes the host key of the machines file where ssh can read it.

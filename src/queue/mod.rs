@@ -182,7 +182,7 @@ impl Context {
             body: writer::Body::Void,
         };
         // A writer that has left acknowledges nothing any more.
-        let _ = self.writer.send(writer::Message::Write(entry));
+        let _ = self.writer.send(writer::Message::Write(vec![entry]));
     }
 
     /// Asks the plan how things are and has the `SystemStatus` row replaced.
@@ -331,10 +331,12 @@ fn start(config: &Config) -> Result<Service, Error> {
     drop(conn);
     context.tell_plan(Event::Orders { orders });
     for body in adopt::settle(&context).map_err(Error::Leftovers)? {
-        let _ = context.writer.send(writer::Message::Write(writer::Entry {
-            ticket: Ticket(0),
-            body,
-        }));
+        let _ = context
+            .writer
+            .send(writer::Message::Write(vec![writer::Entry {
+                ticket: Ticket(0),
+                body,
+            }]));
     }
     start_threads(config, context, writer, ends.plan, sessions, locks)
 }

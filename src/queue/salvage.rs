@@ -148,10 +148,10 @@ fn ask(context: &Arc<Context>, machine: Option<&Arc<Machine>>, rows: Vec<BusySte
             }
         };
         // The row first, so that its builds finish as built before the plan hears that the step is valid.
-        let _ = context.writer.send(Message::Write(Entry {
+        let _ = context.writer.send(Message::Write(vec![Entry {
             ticket: Ticket(0),
             body,
-        }));
+        }]));
         let questions = context.leftovers.settled(&row.drv);
         if !questions.is_empty() {
             let answers = inspect::inspect_few(context, &questions);

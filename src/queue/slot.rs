@@ -4,6 +4,7 @@
 
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
 use std::io;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -315,8 +316,11 @@ impl Attempt<'_> {
             self.bring_inputs_home(&mut connection, &work)?;
             self.overhead += began.elapsed();
         }
-        self.wait_for_row()?;
-        let (wait, result) = match self.request(&mut connection, &work) {
+        // All that can be made ready is ready when the row is committed.
+        let log = self.begin_log()?;
+        self.wait_for_row()
+            .inspect_err(|_| self.context.logs.discard(&self.start.drv))?;
+        let (wait, result) = match self.request(&mut connection, &work, log) {
             Ok(reply) => reply,
             Err(stop) => {
                 drop(connection);
@@ -522,7 +526,7 @@ impl Attempt<'_> {
             announce: std::mem::take(&mut self.start.announce),
             start: self.began,
             done,
-            maybe_written: Vec::new(),
+            maybe_written: false,
         };
         let entry = Entry {
             ticket: self.start.ticket,
@@ -530,7 +534,7 @@ impl Attempt<'_> {
         };
         self.context
             .writer
-            .send(Message::Write(entry))
+            .send(Message::Write(vec![entry]))
             .map_err(|_| ours("the writer has left"))?;
         self.announced = Some(committed);
         Ok(())
@@ -749,21 +753,24 @@ impl Attempt<'_> {
         }
     }
 
-    /// Sends the build request and waits for the reply, under the build's limits, writing the log.
-    fn request(
-        &mut self,
-        connection: &mut Connection,
-        work: &Work,
-    ) -> Result<(ReplyWait, Option<BuildResult>), Stop> {
-        let context = self.context;
-        let log = context.logs.begin(&self.start.drv).map_err(|error| {
+    fn begin_log(&self) -> Result<File, Stop> {
+        self.context.logs.begin(&self.start.drv).map_err(|error| {
             ours(format!(
                 "cannot write the log of {}: {}",
                 self.start.drv,
                 plain_error(&error)
             ))
-        })?;
-        let max_log_size = context.limits().max_log_size;
+        })
+    }
+
+    /// Sends the build request and waits for the reply, under the build's limits, writing the log.
+    fn request(
+        &mut self,
+        connection: &mut Connection,
+        work: &Work,
+        log: File,
+    ) -> Result<(ReplyWait, Option<BuildResult>), Stop> {
+        let max_log_size = self.context.limits().max_log_size;
         connection.pipes.start_log(log, max_log_size);
         self.has_log = true;
         let options = BuildOptions {

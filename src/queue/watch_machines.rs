@@ -87,11 +87,10 @@ pub fn watch(context: &Arc<Context>, mut files: MachinesFiles, inbox: &Receiver<
         }
         if tidied.elapsed() >= TIDY_EVERY {
             tidied = Instant::now();
-            context
-                .machines
-                .all()
-                .iter()
-                .for_each(|machine| machine.close_stale());
+            for machine in context.machines.all() {
+                machine.close_stale();
+                machine.warm_up();
+            }
             context.store.close_stale();
         }
         match inbox.recv_timeout(LOOK_EVERY) {
@@ -150,6 +149,9 @@ fn apply(context: &Arc<Context>, old: &[MachineLine], new: &[MachineLine], files
         loaded_from_file,
     });
     salvage::ask_machines(context);
+    for machine in context.machines.all() {
+        machine.warm_up();
+    }
 }
 
 /// A machine as the plan wants to know it.
