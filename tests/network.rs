@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use common::{Authority, Pg, RunAs, S3Auth, S3Server, S3User, Site, Spoil, TestDir, Unreliable};
 use hydrad::db::DbTarget;
-use hydrad::store::objects::{Body, Existing, Headers, Objects};
+use hydrad::store::objects::{Body, Existing, Folder, Headers, Objects};
 use hydrad::store::s3::{Bucket, Limits};
 use hydrad::store::uri::StoreUri;
 
@@ -59,7 +59,7 @@ fn open_with(
             .find(|(key, _)| *key == name)
             .map(|(_, value)| (*value).to_owned()),
     };
-    Bucket::with_limits(&mut uri, &find, dir.path(), limits).expect("a bucket")
+    Bucket::with_limits(&mut uri, &find, Folder::at(dir.path()), limits).expect("a bucket")
 }
 
 fn put(bucket: &Bucket, key: &str, bytes: &[u8]) -> Result<bool, String> {
@@ -356,7 +356,8 @@ fn what_passes_is_tried_again_and_what_does_not_is_told_at_once() {
             .then(|| "x".to_owned())
             .filter(|_| name.contains("KEY"))
     };
-    let other = Bucket::with_limits(&mut uri, &env, dir.path(), SHORT).expect("a bucket");
+    let other =
+        Bucket::with_limits(&mut uri, &env, Folder::at(dir.path()), SHORT).expect("a bucket");
     for error in [
         put(&other, "a", b"").expect_err("no bucket"),
         get(&other, "a").expect_err("no bucket"),
@@ -429,7 +430,8 @@ fn connections_are_used_again_and_credentials_are_read_again_when_they_end() {
     ))
     .expect("a URI");
     let env = |name: &str| (name == "AWS_SHARED_CREDENTIALS_FILE").then(|| path.clone());
-    let bucket = Bucket::with_limits(&mut uri, &env, dir.path(), SHORT).expect("a bucket");
+    let bucket =
+        Bucket::with_limits(&mut uri, &env, Folder::at(dir.path()), SHORT).expect("a bucket");
     front.spoil("PUT", Spoil::Answer("200 OK", String::new()));
     assert_eq!(put(&bucket, "a", b""), Ok(true));
     profile("NEW");

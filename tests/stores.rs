@@ -6,7 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{output_of, FarMachine, Farm, Hydrad, NixStore, RunAs, Running, SecondStore, TestDir};
+use common::{
+    output_of, FarMachine, Farm, Hydrad, NixStore, RunAs, Running, S3Auth, S3Server, SecondStore,
+    TestDir,
+};
 
 /// A folder for a cache, with a key to sign it.
 struct Cache {
@@ -200,4 +203,75 @@ fn what_machines_build_is_served_to_another_store_that_requires_signatures() {
     let nar = output_of(stranger.command("nix-store").args(["--dump", &top]));
     let at = entry["narOffset"].as_u64().expect("an offset") as usize;
     assert_eq!(&nar[at..at + text.len()], text);
+}
+
+#[test]
+fn a_bucket_is_a_cache_that_another_store_believes_and_a_restart_finds() {
+    let server = S3Server::start(S3Auth::Open);
+    server.make_bucket("cache");
+    let store = NixStore::owned_by(RunAs::Unprivileged);
+    let far = FarMachine::new(&store, "builder");
+    let cache = Cache::new(&store);
+    let farm = Farm::new(&store)
+        .with_conf(&format!(
+            "store_uri = s3://cache?endpoint={}&secret-key={}&compression=zstd&multipart-threshold=1&multipart-chunk-size=1\n",
+            server.endpoint(),
+            cache.dir.join("secret").display()
+        ))
+        .with_machines(&machine_line("builder", 1));
+    // Larger than a part of an upload, and not compressible.
+    let large = "head -c 6000000 /dev/urandom > $out";
+    let large_drv = job(&store, "large", "", large);
+    let input = format!("large = mk \"large\" {{ }} ''{large}'';");
+    let top_drv = job(
+        &store,
+        "top",
+        &input,
+        "echo $large > $out; cat $large | wc -c >> $out",
+    );
+    let (large, top) = (
+        store.outputs(&large_drv).remove(0),
+        store.outputs(&top_drv).remove(0),
+    );
+    let mut env = far.env();
+    env.extend(
+        ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"].map(|name| (name.into(), "k".into())),
+    );
+
+    let mut hydrad = farm.run(&env);
+    hydrad.wait_log("the binary cache s3://cache (signed as test-1)");
+    let builds = build(&farm, &mut hydrad, &top_drv);
+    assert_eq!(farm.statuses(&[builds]), [Some(0)], "{}", hydrad.log());
+    assert!(!store.is_valid(&top) && !store.is_valid(&large));
+    let status = output_of(&mut farm.command(&["status", "--json"]));
+    let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+    let s3 = &status["queueRunner"]["s3"];
+    assert!(s3["putBytes"].as_u64() > Some(6_000_000), "{s3}");
+    assert!(s3["costDollarApprox"].as_f64() > Some(0.0), "{s3}");
+    assert!(hydrad.terminate().success());
+    let kinds = server.python(
+        "for o in s3.list_objects_v2(Bucket='cache')['Contents']:\n\
+         \x20 key = o['Key']; s3.put_object_acl(Bucket='cache', Key=key, ACL='public-read')\n\
+         \x20 h = s3.head_object(Bucket='cache', Key=key)\n\
+         \x20 print(key.rpartition('.')[2], h['ContentType'], h['ETag'].rpartition('-')[2].strip(chr(34))[:3])",
+    );
+    assert!(
+        kinds.contains("narinfo text/x-nix-narinfo")
+            && kinds.contains("zst application/x-nix-nar 2"),
+        "in two parts: {kinds}"
+    );
+
+    // As a public bucket is read: over HTTP, without credentials.
+    let stranger = store.second();
+    let url = format!("{}/cache", server.endpoint());
+    output_of(&mut realise(&stranger, &top, &url, &cache.public_key()));
+    assert_eq!(read_in(&stranger, &top), format!("{large}\n6000000"));
+
+    // Nothing of it is here, and nothing is built again.
+    let mut hydrad = farm.run(&env);
+    hydrad.wait_log("ready: ");
+    let again = build(&farm, &mut hydrad, &top_drv);
+    let sql = "select buildStatus, isCachedBuild from Builds where id = $1";
+    let row = farm.client().query_one(sql, &[&again]).expect(sql);
+    assert_eq!((row.get(0), row.get(1)), (Some(0), Some(1)));
 }

@@ -512,8 +512,13 @@ fn open_cache(uri: &str, local: &LocalStore, manner: &Manner) -> Result<BinaryCa
         }
         "s3" => {
             let env = |name: &str| std::env::var(name).ok();
+            let staging = match manner.writes {
+                true => Folder::create(&manner.staging).map_err(|error| error.to_string())?,
+                false => Folder::at(&manner.staging),
+            };
             let bucket =
-                Bucket::open(&mut uri, &env, &manner.staging).map_err(|error| error.to_string())?;
+                Bucket::open(&mut uri, &env, staging).map_err(|error| error.to_string())?;
+            log::info!("the bucket {}", bucket.describe_access());
             (Box::new(bucket), s3::PARAMS)
         }
         "" if uri.place.starts_with('/') => {

@@ -116,9 +116,6 @@ pub enum S3Error {
     /// Credentials, a file of certificates, the environment.
     #[error("{0}")]
     Setup(String),
-    /// The folder for temporary files.
-    #[error(transparent)]
-    Staging(#[from] ObjectError),
 }
 
 /// A bucket.
@@ -194,14 +191,15 @@ enum FaultKind {
 }
 
 impl Bucket {
-    /// Takes what it understands from the URI's parameters. Speaks to nobody yet. Temporary files are in `staging`.
+    /// Takes what it understands from the URI's parameters. Speaks to nobody yet. Of the folder only the temporary files
+    /// are used.
     ///
     /// # Errors
     /// For parameters, credentials and certificates that cannot be used.
     pub fn open(
         uri: &mut StoreUri,
         env: &dyn Fn(&str) -> Option<String>,
-        staging: &Path,
+        staging: Folder,
     ) -> Result<Bucket, S3Error> {
         Bucket::with_limits(uri, env, staging, Limits::default())
     }
@@ -213,7 +211,7 @@ impl Bucket {
     pub fn with_limits(
         uri: &mut StoreUri,
         env: &dyn Fn(&str) -> Option<String>,
-        staging: &Path,
+        staging: Folder,
         limits: Limits,
     ) -> Result<Bucket, S3Error> {
         let name = uri.place.trim_end_matches('/').to_owned();
@@ -300,13 +298,13 @@ impl Bucket {
             jitter: Mutex::new(Random::new(
                 unix_now().unsigned_abs() ^ u64::from(std::process::id()) << 32,
             )),
-            staging: Folder::create(staging)?,
+            staging,
             requests: Requests::default(),
             denied_said: AtomicBool::new(false),
         })))
     }
 
-    /// Where requests go and who signs them, for `hydrad check` and the log.
+    /// Where requests go and who signs them, for the log.
     pub fn describe_access(&self) -> String {
         format!(
             "{} at {}, region {}, with {}",
@@ -1315,7 +1313,8 @@ mod tests {
             let found = own.or_else(|| usual.iter().find(|(key, _)| *key == name));
             found.map(|(_, value)| (*value).to_owned())
         };
-        let bucket = Bucket::open(&mut uri, &env, dir.path()).map_err(|error| error.to_string())?;
+        let bucket = Bucket::open(&mut uri, &env, Folder::at(dir.path()))
+            .map_err(|error| error.to_string())?;
         uri.params
             .finish(PARAMS)
             .map_err(|error| error.to_string())?;
