@@ -516,3 +516,89 @@ fn queue_counts_by_system_and_jobset_and_estimates_from_history() {
         assert!(text.contains(word), "{word:?} is missing in:\n{text}");
     }
 }
+
+// ---- caps and emergencies
+
+#[test]
+fn a_cap_holds_a_jobset_back_and_a_reload_lifts_it() {
+    let site = slow_site(4);
+    site.configure("max_running_steps = manual:capped:1\n");
+    let mut running = site.start();
+    site.queue_in("capped", &stub_jobs("capped", 3, ""));
+    site.queue_in("free", &stub_jobs("free", 1, ""));
+    let by_jobset = "select count(*) filter (where j.name = 'capped') = {n} and count(*) filter (where j.name = 'free') = 1
+        from BuildSteps s join Builds b on b.id = s.build join Jobsets j on j.id = b.jobset_id where s.busy = 30";
+    running.wait_sql(&site.db, &by_jobset.replace("{n}", "1"));
+    let waiting: i32 = site.ask(
+        "select b.id from Builds b join Jobsets j on j.id = b.jobset_id where j.name = 'capped' and b.finished = 0
+         and not exists (select 1 from BuildSteps s where s.build = b.id) limit 1",
+    );
+    let why = hydrad(&site, &["explain", &id(waiting)]).out;
+    assert!(
+        why.contains("manual:capped") && why.contains("max_running_steps"),
+        "{why}"
+    );
+    site.configure("");
+    running.hang_up();
+    running.wait_sql(&site.db, &by_jobset.replace("{n}", "3"));
+}
+
+#[test]
+fn an_emergency_keeps_machines_free_survives_a_kill_and_ends_with_its_build() {
+    let site = slow_site(1);
+    let mut running = site.start();
+    let builds = site.queue(&stub_jobs("job", 3, ""));
+    running.wait_sql(
+        &site.db,
+        "select count(*) = 1 from BuildSteps where busy = 30",
+    );
+    let [first, other, urgent] = builds[..] else {
+        panic!()
+    };
+    hydrad(
+        &site,
+        &["build", "bump", "--emergency", "--for", "1h", &id(urgent)],
+    )
+    .ends_with(0);
+    // A later bump does not overtake it.
+    hydrad(&site, &["build", "bump", &id(other)]).ends_with(0);
+    running.wait_log(&format!(
+        "emergency: build {urgent} goes before everything else"
+    ));
+    running.wait_log(&format!("priority of build {other} increased"));
+    let status = hydrad(&site, &["status"]).ends_with(0).out;
+    assert!(
+        status.contains(&format!("emergency: build {urgent} before everything else")),
+        "{status}"
+    );
+    let why = hydrad(&site, &["explain", &id(other)]).out;
+    assert!(
+        why.contains("emergency") && why.contains(&id(urgent)),
+        "{why}"
+    );
+
+    running.kill_9();
+    drop(running);
+    let mut running = site.start();
+    running.wait_log(&format!(
+        "emergency: build {urgent} goes before everything else"
+    ));
+    hydrad(&site, &["build", "cancel", &id(first)]).ends_with(0);
+    let only = |build: i32| {
+        format!("select count(*) = 1 and min(build) = {build} from BuildSteps where busy = 30")
+    };
+    // After the start the emergency's event may come after the first turn that places: what ran then goes on.
+    running.wait_sql(
+        &site.db,
+        "select count(*) = 1 from BuildSteps where busy = 30",
+    );
+    let now: i32 = site.ask("select build from BuildSteps where busy = 30");
+    if now != urgent {
+        hydrad(&site, &["build", "cancel", &id(now)]).ends_with(0);
+    }
+    running.wait_sql(&site.db, &only(urgent));
+    hydrad(&site, &["build", "cancel", &id(urgent)]).ends_with(0);
+    running.wait_log(&format!(
+        "the emergency of build {urgent} is over; other steps start again"
+    ));
+}

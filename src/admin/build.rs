@@ -11,7 +11,7 @@ use serde_json::{json, Value};
 use super::connect::{environment, StateArgs};
 use super::table;
 use crate::config::settings::Settings;
-use crate::db::operate::{self, Changed, Done, Named};
+use crate::db::operate::{self, Changed, Done, Lane, Named};
 use crate::model::BuildStatus;
 use crate::store::local::LocalStore;
 use crate::store::roots::GcRoots;
@@ -97,7 +97,7 @@ pub struct ChangeArgs {
 /// runner only ever raises the priorities it has heard of: a lower one takes effect at its next start.
 #[derive(clap::Args, Debug)]
 #[command(
-    after_help = "Examples:\n  hydrad build bump 1234\n  hydrad build bump --priority 100 1234 1235"
+    after_help = "Examples:\n  hydrad build bump 1234\n  hydrad build bump --priority 100 1234 1235\n  hydrad build bump --emergency --for 2h 1234"
 )]
 pub struct BumpArgs {
     #[command(flatten)]
@@ -105,6 +105,17 @@ pub struct BumpArgs {
     /// The global priority, instead of the highest
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub priority: Option<i32>,
+    /// Before everything else: machines that could do a step of theirs take nothing else until they have ended
+    ///
+    /// What runs goes on. hydrad's queue runner alone knows this; it is kept over restarts.
+    #[arg(long)]
+    pub emergency: bool,
+    /// With --emergency: for this time at most (90, 15m, 12h)
+    #[arg(long = "for", value_name = "AGE", requires = "emergency", value_parser = super::clear_failed::age)]
+    pub lasts: Option<std::time::Duration>,
+    /// End their emergency; the priority is changed as without
+    #[arg(long, conflicts_with = "emergency")]
+    pub no_emergency: bool,
 }
 
 /// # Errors
@@ -210,6 +221,20 @@ fn cancel(args: &ChangeArgs) -> Result<ExitCode> {
     }))
 }
 
+fn lane(args: &BumpArgs) -> Lane {
+    let now = unix_now();
+    match (args.emergency, args.no_emergency) {
+        (true, _) => Lane::Emergency {
+            now,
+            until: args
+                .lasts
+                .map(|time| now.saturating_add(i64::try_from(time.as_secs()).unwrap_or(i64::MAX))),
+        },
+        (false, true) => Lane::Ordinary,
+        (false, false) => Lane::AsIs,
+    }
+}
+
 fn bump(args: &BumpArgs) -> Result<ExitCode> {
     if let Some(priority) = args.priority {
         ensure!(
@@ -223,6 +248,7 @@ fn bump(args: &BumpArgs) -> Result<ExitCode> {
         &mut client,
         &ids(&args.change),
         args.priority,
+        lane(args),
     )?)?;
     let priority = done.priority.unwrap_or(0);
     Ok(report(&args.change, "bump", &done, |build| {

@@ -48,7 +48,7 @@ pub struct ClearFailedArgs {
     pub paths: Vec<String>,
 }
 
-fn age(text: &str) -> Result<Duration, String> {
+pub fn age(text: &str) -> Result<Duration, String> {
     parse_seconds(text)
         .ok_or_else(|| "expected seconds, or a number with s, m, h or d behind it".to_owned())
 }

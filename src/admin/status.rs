@@ -111,6 +111,14 @@ fn print_report(answered: bool, unfinished: i64, report: Option<&Value>) {
         number("nrStepsDone"),
         number("nrRetries"),
     );
+    let emergencies = report.and_then(|report| report["emergencies"].as_array());
+    if let Some(builds) = emergencies.filter(|builds| !builds.is_empty()) {
+        let builds: Vec<String> = builds.iter().map(Value::to_string).collect();
+        println!(
+            "emergency: build {} before everything else; machines that could do a step of it take nothing else",
+            builds.join(", ")
+        );
+    }
     let Some(machines) = report.and_then(|report| report["machines"].as_object()) else {
         return;
     };

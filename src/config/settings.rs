@@ -59,6 +59,8 @@ pub enum Kind {
     Address,
     /// Words separated by blanks.
     Words,
+    /// `project:N` or `project:jobset:N`, separated by blanks.
+    StepCaps,
 }
 
 /// Who uses a setting.
@@ -169,6 +171,10 @@ pub const DEFINITIONS: &[Definition] = &[
     used("max_unsupported_time", Kind::Seconds, "0",
         "A build whose system type or features no machine has is given up after this time. 0: at \
          once. A system type that some machine had within the last hour stays supported."),
+    used("max_running_steps", Kind::StepCaps, "",
+        "How many steps of a project or jobset may run at the same time: words project:N (all its jobsets \
+         together) or project:jobset:N, separated by blanks. Not set: no limit. A step that several \
+         jobsets want may run as long as one of them has room."),
     used("max_local_worker_threads", count(0, 1024), "0",
         "How many steps may receive outputs (and compress them, for a binary cache) at the same time. 0: the number of CPUs less two, at \
          least two."),
@@ -418,6 +424,14 @@ impl fmt::Display for Address {
     }
 }
 
+/// Of a project (`jobset` is `None`: all its jobsets together) or of one jobset at most so many steps run at a time.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StepCap {
+    pub project: String,
+    pub jobset: Option<String>,
+    pub steps: u32,
+}
+
 /// How long each phase of talking to a machine may take. The `*_idle` ones are reset by progress.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Deadlines {
@@ -442,6 +456,7 @@ pub struct Settings {
     pub max_output_size_bytes: u64,
     pub max_log_size_bytes: u64,
     pub max_unsupported_time: Duration,
+    pub max_running_steps: Vec<StepCap>,
     /// 0 in the file is replaced by what the host has.
     pub max_local_worker_threads: u32,
     pub gc_roots_dir: PathBuf,
@@ -607,6 +622,7 @@ pub fn survey(
         max_output_size_bytes: values.bytes("max_output_size"),
         max_log_size_bytes: values.bytes("max_log_size"),
         max_unsupported_time: values.seconds("max_unsupported_time"),
+        max_running_steps: values.step_caps("max_running_steps"),
         max_local_worker_threads: match values.count("max_local_worker_threads") {
             0 => local_workers_default(),
             n => n,
@@ -971,6 +987,11 @@ impl Values<'_> {
         self.value(key, Self::default_of(key), parse_seconds).0
     }
 
+    fn step_caps(&mut self, key: &'static str) -> Vec<StepCap> {
+        let parse = |text: &str| text.split_whitespace().map(parse_step_cap).collect();
+        self.value(key, Self::default_of(key), parse).0
+    }
+
     fn bool(&mut self, key: &'static str) -> bool {
         let parse = |text: &str| match text.trim() {
             "true" | "1" => Some(true),
@@ -1049,6 +1070,7 @@ fn expected(kind: Kind) -> String {
         Kind::Text => "some text",
         Kind::Path => "an absolute path",
         Kind::Address => "HOST:PORT, [IPV6]:PORT or none",
+        Kind::StepCaps => "project:N or project:jobset:N with N from 1, separated by blanks",
         Kind::Words => "one or more of the words: queue-runner, evaluator, notify",
     }
     .to_owned()
@@ -1072,6 +1094,21 @@ fn parse_bytes(text: &str) -> Option<u64> {
     let number: u64 = number.parse().ok()?;
     let bytes = number.checked_mul(1 << shift)?;
     i64::try_from(bytes).is_ok().then_some(bytes)
+}
+
+fn parse_step_cap(word: &str) -> Option<StepCap> {
+    let parts: Vec<&str> = word.split(':').collect();
+    let (project, jobset, steps) = match parts[..] {
+        [project, steps] => (project, None, steps),
+        [project, jobset, steps] if !jobset.is_empty() => (project, Some(jobset), steps),
+        _ => return None,
+    };
+    let steps = steps.parse().ok().filter(|steps| *steps > 0)?;
+    (!project.is_empty()).then(|| StepCap {
+        project: project.to_owned(),
+        jobset: jobset.map(str::to_owned),
+        steps,
+    })
 }
 
 /// `10m` and the like; at most 100 years, so that adding it to a clock is safe.

@@ -141,11 +141,28 @@ pub fn cancel(client: &mut Client, ids: &[i32], now: i32) -> Result<Changed, DbE
     Ok(Changed::Done(done))
 }
 
+/// What becomes of the builds' place in hydrad's emergency lane.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lane {
+    AsIs,
+    /// They go before everything else from now on, until that time (Unix) or until they have ended.
+    Emergency {
+        now: i64,
+        until: Option<i64>,
+    },
+    Ordinary,
+}
+
 /// Gives queued builds this global priority, or one more than any queued build has.
 ///
 /// # Errors
 /// Of the database; nothing is changed then.
-pub fn bump(client: &mut Client, ids: &[i32], priority: Option<i32>) -> Result<Changed, DbError> {
+pub fn bump(
+    client: &mut Client,
+    ids: &[i32],
+    priority: Option<i32>,
+    lane: Lane,
+) -> Result<Changed, DbError> {
     let (mut tx, found) = begin(client, ids, |build| build.ended.is_none())?;
     let mut done = match found {
         Ok(done) => done,
@@ -166,6 +183,20 @@ pub fn bump(client: &mut Client, ids: &[i32], priority: Option<i32>) -> Result<C
         &[&ids, &priority],
     )?;
     done.priority = Some(priority);
+    if lane != Lane::AsIs {
+        tx.execute(
+            include_str!("../../sql/admin/delete_emergencies.sql"),
+            &[&ids],
+        )?;
+        if let Lane::Emergency { now, until } = lane {
+            tx.execute(
+                include_str!("../../sql/admin/insert_emergencies.sql"),
+                &[&ids, &until, &now],
+            )?;
+        }
+        // Also where no priority has changed, of which the trigger would tell.
+        tx.execute("select pg_notify('builds_bumped', '')", &[])?;
+    }
     tx.commit()?;
     Ok(Changed::Done(done))
 }

@@ -58,6 +58,25 @@ pub fn unfinished(conn: &mut Conn) -> Result<Vec<(BuildId, i32)>, DbError> {
         .collect())
 }
 
+/// Builds that go before everything else, and until when; at most `limit`.
+///
+/// # Errors
+/// Of the database.
+pub fn emergencies(
+    conn: &mut Conn,
+    now: UnixSecs,
+    limit: i64,
+) -> Result<Vec<(BuildId, Option<UnixSecs>)>, DbError> {
+    let rows = conn.query(
+        include_str!("../../sql/queue/select_emergencies.sql"),
+        &[&now, &limit],
+    )?;
+    Ok(rows
+        .iter()
+        .map(|row| (BuildId(row.get(0)), row.get(1)))
+        .collect())
+}
+
 /// A jobset as the plan wants to know it.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Jobset {

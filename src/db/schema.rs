@@ -143,7 +143,7 @@ const RIGHTS_USED: &[(&str, &[&str])] = &[
     ("hydrad.questions", &["SELECT", "UPDATE", "DELETE"]),
     ("hydrad.machine_orders", &["SELECT"]),
     ("hydrad.left_busy", &["SELECT", "INSERT", "DELETE"]),
-    ("hydrad.emergencies", &["SELECT", "DELETE"]),
+    ("hydrad.emergencies", &["SELECT"]),
 ];
 
 /// Tables whose presence means that a database is not empty, though SchemaVersion is missing.

@@ -9,6 +9,7 @@ use super::action::{Action, FinishStep, Level, Record, Start};
 use super::event::{Outcome, RunEnd};
 use super::fail::{Cause, FailedRun};
 use super::graph::State;
+use super::holds::Gate;
 use super::ingest::limit_secs;
 use super::machines::{growing_ms, jitter_ms, Machines, StepTime};
 use super::runs::Run;
@@ -35,17 +36,20 @@ impl Plan {
             if self.index.runnable_steps == 0 || !self.writer_keeps_up() {
                 return;
             }
-            let choice = self
-                .machines
-                .best(&self.index.runnable, &self.settings, self.now);
+            let gate = self.gate();
+            let runnable = gate.as_ref().map_or(&self.index.runnable, Gate::startable);
+            let held = gate.as_ref().and_then(Gate::held);
+            let choice = self.machines.best(runnable, held, &self.settings, self.now);
             if self.audited && choice.is_none() {
                 assert_eq!(self.plain_choice(), None, "BUG: something could be started");
             }
             let Some(choice) = choice else { return };
-            let (mask, without) = self.machines.mask(choice);
-            let best = self
-                .index
-                .best(mask, without, &self.graph.steps, &self.jobsets);
+            let best = self.index.best(
+                self.machines.mask(choice),
+                choice.urgent_only,
+                &self.graph.steps,
+                &self.jobsets,
+            );
             let step =
                 best.expect("BUG: a machine was chosen for runnable steps that are not there");
             if self.audited {
@@ -76,11 +80,13 @@ impl Plan {
         let above = self.graph.rdeps_with_builds(step, DEPENDENTS_LOOKED_AT);
         let wanted_by = (announce.len() as u32 + above).max(1);
         let run = self.runs.next_id();
+        let payer = self.jobsets.occupy(self.graph.step(step).set);
         let slot = self.runs.add(Run {
             id: run,
             step,
             machine,
             primary,
+            payer,
             phase: Phase::Preparing,
             phase_since: self.now,
             began: self.now,
@@ -154,6 +160,7 @@ impl Plan {
             self.machines.vacate(run.machine, now);
         }
         self.machines.run_over(run.machine, id, now);
+        self.jobsets.vacate(run.payer);
 
         let mut finish = FinishStep {
             run: id,

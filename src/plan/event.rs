@@ -84,6 +84,10 @@ pub enum Event {
     Written {
         upto: Ticket,
     },
+    /// The builds that go before everything else, complete, and until when (`None`: until they have ended).
+    Emergencies {
+        builds: Vec<(BuildId, Option<UnixSecs>)>,
+    },
     /// The settings that steer decisions changed (SIGHUP).
     Settings(PlanSettings),
     /// What operators ordered about machines, complete: those about machines that are not configured are kept.
@@ -284,6 +288,14 @@ pub enum Outcome {
     Cancelled,
 }
 
+/// Of a project (`jobset` is `None`: all its jobsets together) or of one jobset at most so many steps run at a time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cap {
+    pub project: Box<str>,
+    pub jobset: Option<Box<str>>,
+    pub steps: u32,
+}
+
 /// Settings the plan obeys. Times in milliseconds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlanSettings {
@@ -304,6 +316,7 @@ pub struct PlanSettings {
     pub questions_max: u32,
     /// Work items (edges walked, steps touched) per turn.
     pub turn_budget: u32,
+    pub caps: Vec<Cap>,
 }
 
 impl Default for PlanSettings {
@@ -320,6 +333,7 @@ impl Default for PlanSettings {
             unwritten_tickets_max: 20_000,
             questions_max: 4_096,
             turn_budget: 20_000,
+            caps: Vec::new(),
         }
     }
 }

@@ -61,6 +61,8 @@ pub struct Snapshot {
     pub stale_answers: u64,
     /// The plan was told to start nothing new.
     pub stopped: bool,
+    /// Builds that go before everything else.
+    pub emergencies: Vec<BuildId>,
     /// What keeps everything from being started.
     pub holds: Vec<HoldNow>,
     /// In the order of their ids; removed ones are left out once they are idle.
@@ -169,6 +171,7 @@ impl Plan {
             tickets_unwritten: self.unwritten(),
             stale_answers: self.totals.stale_answers,
             stopped: self.stopped,
+            emergencies: self.emergencies.iter().map(|e| e.build).collect(),
             holds: self.holds_now(now),
             machines: self.machine_statuses(now),
             jobsets: self.jobset_statuses(),
@@ -482,6 +485,8 @@ impl Plan {
         } else if !self.machines.covers(class) {
             let (machines, more) = briefs();
             Reason::NoneTakes { machines, more }
+        } else if let Some(by) = self.held_back(step) {
+            Reason::HeldBack(by)
         } else if !self.holds.is_empty() {
             Reason::Held
         } else if !self.writer_keeps_up() {

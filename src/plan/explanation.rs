@@ -4,6 +4,7 @@
 
 use serde_json::{json, Map, Value};
 
+use super::holds::HeldBack;
 use crate::base::text::duration;
 use crate::model::{BuildId, Phase};
 
@@ -145,6 +146,8 @@ pub enum Reason {
         machines: Vec<MachineBrief>,
         more: usize,
     },
+    /// Machines would take it, but an emergency goes before or a cap is reached.
+    HeldBack(HeldBack),
     DatabaseBehind {
         records: u64,
     },
@@ -498,6 +501,7 @@ impl StepNow {
             Reason::DatabaseBehind { records } => {
                 ready(format!("the database is {records} records behind"))
             }
+            Reason::HeldBack(by) => ready(by.tell()),
             Reason::AllFull {
                 machines,
                 more,
@@ -606,6 +610,13 @@ impl Reason {
                 json!({"nearest": nearest.as_ref().map(Nearest::json), "given_up_in_secs": given_up_in_secs}),
             ),
             Reason::NoneTakes { machines, more } => ("none-takes", briefs(machines, *more)),
+            Reason::HeldBack(HeldBack::Emergency(builds)) => (
+                "emergency",
+                json!({"builds": builds.iter().map(|build| build.0).collect::<Vec<_>>()}),
+            ),
+            Reason::HeldBack(HeldBack::Cap { whose, steps }) => {
+                ("cap-reached", json!({"of": whose, "cap": steps}))
+            }
             Reason::DatabaseBehind { records } => ("database-behind", json!({"records": records})),
             Reason::AllFull { machines, more, .. } => ("all-full", briefs(machines, *more)),
         }

@@ -47,6 +47,11 @@ pub enum State {
 pub const STATES: usize = 10;
 
 impl State {
+    /// Needed, and not started.
+    pub fn waits(self) -> bool {
+        matches!(self, State::Blocked | State::Runnable | State::Deferred)
+    }
+
     /// Is a change from `self` to `to` one of those that make sense?
     pub fn may_become(self, to: State) -> bool {
         use State::*;
@@ -105,6 +110,8 @@ pub struct Step {
     pub since: u32,
     /// Running: its run's slot. Deferred, AskLater: until when, seconds since the plan began.
     pub aux: u32,
+    /// The emergency that wants it: counts while it is the index's [`emergency`](super::index::Index::emergency).
+    pub emergency: u16,
     /// Failed tries of its own.
     pub tries: u8,
     /// Times it was put off for a fault of ours.
@@ -133,6 +140,7 @@ const FRESH: Step = Step {
     builds: NONE,
     since: 0,
     aux: 0,
+    emergency: 0,
     tries: 0,
     put_off: 0,
 };

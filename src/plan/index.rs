@@ -96,6 +96,10 @@ pub struct Class {
     pub steps: u32,
     pub runnable: u32,
     pub running: u32,
+    /// Steps of an emergency that are needed and not started.
+    pub urgent_waiting: u32,
+    /// Of these the runnable ones.
+    pub urgent_runnable: u32,
     /// Sum of the runnable steps' `since`.
     since_sum: u64,
     pub last_active: Millis,
@@ -127,10 +131,16 @@ impl Class {
     }
 }
 
+/// The global priority of what an emergency wants; no build's own is as high.
+pub const URGENT: i32 = i32::MAX;
+
 /// See the module.
 #[derive(Default)]
 pub struct Index {
     pub classes: Vec<Class>,
+    /// Steps with this number are wanted by an emergency. It changes when an emergency ends, so that the others' numbers
+    /// mean nothing any more.
+    pub emergency: u16,
     by_spec: HashTable<u32>,
     /// Classes with runnable steps.
     pub runnable: Bits,
@@ -171,6 +181,8 @@ impl Index {
             steps: 0,
             runnable: 0,
             running: 0,
+            urgent_waiting: 0,
+            urgent_runnable: 0,
             since_sum: 0,
             last_active: now,
             supported_until: None,
@@ -232,15 +244,17 @@ impl Index {
             step.state == State::Runnable,
             "BUG: only runnable steps are in the index"
         );
+        let urgent = self.is_urgent(step);
         let class = &mut self.classes[step.class as usize];
         class.runnable += 1;
+        class.urgent_runnable += u32::from(urgent);
         class.since_sum += u64::from(step.since);
         self.runnable_steps += 1;
         if class.runnable == 1 {
             self.runnable.set(step.class, true);
         }
         let entry = Entry {
-            global: step.global,
+            global: if urgent { URGENT } else { step.global },
             local: step.local,
             rdeps: step.rdeps_seen,
             lowest: step.lowest,
@@ -270,9 +284,11 @@ impl Index {
     /// A step stops being runnable, or is about to change its key. Its stamp is already a new one.
     pub fn leave(&mut self, number: u32, steps: &[Step], jobsets: &Jobsets) {
         let step = &steps[number as usize];
+        let urgent = self.is_urgent(step);
         let class = &mut self.classes[step.class as usize];
         assert!(class.runnable > 0, "BUG: a runnable step is not counted");
         class.runnable -= 1;
+        class.urgent_runnable -= u32::from(urgent);
         class.since_sum -= u64::from(step.since);
         self.runnable_steps -= 1;
         if class.runnable == 0 {
@@ -291,11 +307,17 @@ impl Index {
         }
     }
 
-    /// The best runnable step among the classes in `mask`, less those in `without`.
+    /// Whether an emergency wants a step. No step has the number 0 of an index without emergencies yet.
+    pub fn is_urgent(&self, step: &Step) -> bool {
+        self.emergency != 0 && step.emergency == self.emergency
+    }
+
+    /// The best runnable step among the classes in `mask`, less those in `without`, that is not held back: of jobsets
+    /// that have reached their cap, or if only urgent ones may start, none but the urgent.
     pub fn best(
         &mut self,
-        mask: &Bits,
-        without: Option<&Bits>,
+        (mask, without): (&Bits, Option<&Bits>),
+        urgent_only: bool,
         steps: &[Step],
         jobsets: &Jobsets,
     ) -> Option<u32> {
@@ -305,6 +327,10 @@ impl Index {
             let features = class.features.len();
             let mut at = 0;
             while let Some(&Active { jobset, global }) = class.active.get(at) {
+                if (urgent_only || jobsets.is_full(jobset)) && global != URGENT {
+                    at += 1;
+                    continue;
+                }
                 let share = jobsets.share_used(jobset);
                 if let Some((entry, best_share, best_features)) = &best {
                     if global < entry.global || (global == entry.global && share > *best_share) {
@@ -336,6 +362,32 @@ impl Index {
             }
         }
         best.map(|(entry, ..)| entry.step)
+    }
+
+    /// The classes with a runnable step that no cap holds back.
+    pub fn startable(&self, jobsets: &Jobsets) -> Bits {
+        let mut found = Bits::default();
+        for number in self.runnable.meeting(&self.runnable, None) {
+            let class = &self.classes[number as usize];
+            let has_room = |active: &Active| {
+                !jobsets.is_full(active.jobset) && class.heaps[active.jobset as usize].fresh > 0
+            };
+            if class.urgent_runnable > 0 || class.active.iter().any(has_room) {
+                found.set(number, true);
+            }
+        }
+        found
+    }
+
+    /// The classes of which this is true.
+    pub fn classes_with(&self, what: impl Fn(&Class) -> bool) -> Bits {
+        let mut found = Bits::default();
+        for (number, class) in self.classes.iter().enumerate() {
+            if what(class) {
+                found.set(number as u32, true);
+            }
+        }
+        found
     }
 
     /// Runnable steps of a class, each at least once, in no order.

@@ -10,11 +10,14 @@ use super::builds::{Build, BuildState};
 use super::event::{Pass, QuestionId, QueuedBuild, StepFacts, StepSpec};
 use super::fail::{Cause, BUILDS_PER_RECORD};
 use super::graph::{State, NONE};
+use super::index::URGENT;
 use super::machines::growing_ms;
 use super::Plan;
 use crate::base::hash::FixedMap;
 use crate::model::{BuildId, BuildOutput, Millis, Ticket, UnixSecs};
 
+/// Above that only emergencies are.
+const PRIORITY_MAX: i32 = URGENT - 1;
 /// Ids in one request for rows.
 const BUILDS_PER_REQUEST: usize = 1_000;
 /// A row asked for and still not seen is asked for again after this time.
@@ -63,6 +66,8 @@ struct Wishes {
     max_silent: u32,
     timeout: u32,
     set: u32,
+    /// An emergency wants it.
+    urgent: bool,
 }
 
 /// No limit (0) is more than any limit.
@@ -107,7 +112,7 @@ impl Plan {
             next: NONE,
             max_silent: row.max_silent_secs,
             timeout: row.timeout_secs,
-            global: row.global_priority,
+            global: row.global_priority.min(PRIORITY_MAX),
             local: row.local_priority,
             since: self.pass,
             seen,
@@ -137,7 +142,7 @@ impl Plan {
     }
 
     /// Gives a build's wishes to its step.
-    fn wish_for(&mut self, slot: u32) {
+    pub(super) fn wish_for(&mut self, slot: u32) {
         let build = *self.builds.get(slot);
         let set = self.jobsets.single(build.jobset);
         let wishes = Wishes {
@@ -147,12 +152,14 @@ impl Plan {
             max_silent: limit(build.max_silent),
             timeout: limit(build.timeout),
             set,
+            urgent: self.is_emergency(build.id),
         };
         self.merge(build.step, wishes);
         self.jobsets.release(set);
     }
 
     fn raise_priority(&mut self, slot: u32, global: i32) {
+        let global = global.min(PRIORITY_MAX);
         let build = self.builds.get_mut(slot);
         if build.global < global {
             build.global = global;
@@ -166,7 +173,9 @@ impl Plan {
     fn merge(&mut self, step: u32, wishes: Wishes) {
         let slot = self.graph.step(step);
         let union = self.jobsets.union(slot.set, wishes.set);
-        let key_changes = wishes.global > slot.global
+        let becomes_urgent = wishes.urgent && !self.index.is_urgent(slot);
+        let key_changes = becomes_urgent
+            || wishes.global > slot.global
             || wishes.local > slot.local
             || wishes.lowest < slot.lowest
             || union.is_some();
@@ -177,6 +186,12 @@ impl Plan {
             self.touch_key(step);
         }
         let slot = self.graph.step_mut(step);
+        if becomes_urgent {
+            slot.emergency = self.index.emergency;
+            if slot.state.waits() {
+                self.index.classes[slot.class as usize].urgent_waiting += 1;
+            }
+        }
         slot.global = slot.global.max(wishes.global);
         slot.local = slot.local.max(wishes.local);
         slot.lowest = slot.lowest.min(wishes.lowest);
@@ -202,6 +217,7 @@ impl Plan {
             max_silent: slot.max_silent,
             timeout: slot.timeout,
             set: slot.set,
+            urgent: self.index.is_urgent(slot),
         }
     }
 

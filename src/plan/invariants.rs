@@ -129,6 +129,7 @@ impl Plan {
             );
         }
         self.check_builds();
+        self.check_urgent();
         self.check_runs(states[State::Running as usize]);
     }
 
@@ -163,6 +164,7 @@ impl Plan {
                     && below.lowest <= slot.lowest
                     && below.max_silent >= slot.max_silent
                     && below.timeout >= slot.timeout
+                    && (self.index.is_urgent(below) || !self.index.is_urgent(slot))
                     && all(below.set, slot.set);
                 assert!(
                     heard,
@@ -170,6 +172,59 @@ impl Plan {
                     self.graph.drv(dep)
                 );
             }
+        }
+    }
+
+    /// Urgent is what an emergency's build wants, and it is counted.
+    fn check_urgent(&self) {
+        let mut urgent: BTreeSet<u32> = BTreeSet::new();
+        let mut todo = Vec::new();
+        for emergency in &self.emergencies {
+            if let Some(slot) = self.builds.find(emergency.build) {
+                if self.builds.get(slot).state == BuildState::Queued {
+                    todo.push(self.builds.get(slot).step);
+                }
+            }
+        }
+        while let Some(step) = todo.pop() {
+            if urgent.insert(step) {
+                todo.extend(self.graph.deps(step));
+            }
+        }
+        let mut counted: BTreeMap<u32, (u32, u32)> = BTreeMap::new();
+        for (number, slot) in self.graph.steps.iter().enumerate() {
+            let marked = self.index.is_urgent(slot);
+            if marked && slot.state.waits() {
+                let class = counted.entry(slot.class).or_default();
+                class.0 += 1;
+                class.1 += u32::from(slot.state == State::Runnable);
+                let wanted = urgent.contains(&(number as u32));
+                let leaving = self.unwanted.contains(&(number as u32));
+                let drv = self.graph.drv(number as u32);
+                assert!(
+                    wanted || leaving || !self.unwanted.is_empty(),
+                    "BUG: {drv} is urgent and no emergency wants it"
+                );
+            }
+        }
+        if self.spread.is_empty() {
+            for &step in &urgent {
+                let slot = self.graph.step(step);
+                let drv = self.graph.drv(step);
+                assert!(
+                    self.index.is_urgent(slot),
+                    "BUG: an emergency wants {drv}, which is not urgent"
+                );
+            }
+        }
+        for (number, class) in self.index.classes.iter().enumerate() {
+            let counted = counted.get(&(number as u32)).copied().unwrap_or_default();
+            assert_eq!(
+                (class.urgent_waiting, class.urgent_runnable),
+                counted,
+                "BUG: urgent steps of {}",
+                class.system_type
+            );
         }
     }
 
@@ -232,6 +287,7 @@ impl Plan {
 
     fn check_runs(&self, running: u32) {
         let mut held = vec![0; self.machines.machines.len()];
+        let mut paid: BTreeMap<u32, u32> = BTreeMap::new();
         for run in self.runs.all() {
             let slot = self.graph.step(run.step);
             assert_eq!(
@@ -245,7 +301,9 @@ impl Plan {
                 "BUG: unwanted run"
             );
             held[run.machine as usize] += u32::from(run.holds_slot);
+            *paid.entry(run.payer).or_default() += 1;
         }
+        self.jobsets.check_running(&paid);
         assert_eq!(
             self.runs.len() as u32,
             running,

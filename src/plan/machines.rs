@@ -163,6 +163,8 @@ pub struct Choice {
     pub machine: u32,
     /// Only steps that no usable machine can do.
     pub probe: bool,
+    /// Only steps that an emergency wants.
+    pub urgent_only: bool,
 }
 
 /// See the module.
@@ -479,12 +481,26 @@ impl Machines {
         }
     }
 
-    /// The best machine that would take a step of one of the `runnable` classes.
-    pub fn best(&self, runnable: &Bits, settings: &PlanSettings, now: Millis) -> Option<Choice> {
+    /// The best machine that would take a step of one of the `runnable` classes. `held`: machines that could do one of the
+    /// first classes take only steps of the second ones.
+    pub fn best(
+        &self,
+        runnable: &Bits,
+        held: Option<(&Bits, &Bits)>,
+        settings: &PlanSettings,
+        now: Millis,
+    ) -> Option<Choice> {
+        let wanted_of = |kind: &Kind| match held {
+            Some((held, urgent)) if kind.classes.meets(held, None) => (urgent, true),
+            _ => (runnable, false),
+        };
         let mut best = NO_KEY;
+        let mut urgent_only = false;
         for kind in &self.kinds {
-            if kind.best < best && kind.classes.meets(runnable, None) {
+            let (wanted, urgent) = wanted_of(kind);
+            if kind.best < best && kind.classes.meets(wanted, None) {
                 best = kind.best;
+                urgent_only = urgent;
             }
         }
         if best != NO_KEY {
@@ -492,10 +508,12 @@ impl Machines {
             return Some(Choice {
                 machine,
                 probe: false,
+                urgent_only,
             });
         }
         for kind in self.kinds.iter().filter(|kind| !kind.probes.is_empty()) {
-            if !kind.classes.meets(runnable, Some(&self.covered)) {
+            let (wanted, urgent) = wanted_of(kind);
+            if !kind.classes.meets(wanted, Some(&self.covered)) {
                 continue;
             }
             let due = |key: &&Key| {
@@ -503,13 +521,17 @@ impl Machines {
                 machine.is_some_and(|m| now >= m.last_fault + settings.probe_interval_ms)
             };
             if let Some(&key) = kind.probes.iter().find(due) {
-                best = best.min(key);
+                if key < best {
+                    best = key;
+                    urgent_only = urgent;
+                }
             }
         }
         let machine = machine_of(best);
         (best != NO_KEY).then_some(Choice {
             machine,
             probe: true,
+            urgent_only,
         })
     }
 

@@ -11,6 +11,7 @@
 //! | `shares` | jobsets, machine time used, sets of jobsets |
 //! | `index` | the order of the runnable steps |
 //! | `machines` | kinds, slots, who is set aside |
+//! | `holds` | caps and emergencies: what may not start although a machine would take it |
 //! | `ingest` | from rows and facts to steps; which builds are gone |
 //! | `attempt` | from a runnable step to a run, and what its end means |
 //! | `fail` | failing, aborting and dropping what depends on a step |
@@ -37,6 +38,7 @@ mod explain;
 pub mod explanation;
 mod fail;
 mod graph;
+pub mod holds;
 mod index;
 mod ingest;
 mod invariants;
@@ -55,6 +57,7 @@ use self::builds::Builds;
 use self::event::{Event, Hold, OrderState, Pass, PlanSettings, QuestionId, StepFacts};
 use self::fail::Failing;
 use self::graph::{Graph, State, STATES};
+use self::holds::Emergency;
 use self::index::Index;
 use self::ingest::{Questions, Sweep};
 use self::machines::Machines;
@@ -82,6 +85,8 @@ enum Timer {
     Machine(u32),
     /// Steps of a class may have been unsupported for too long.
     Class(u32),
+    /// An emergency may be over.
+    Emergency,
 }
 
 /// Numbers that only rise.
@@ -131,6 +136,8 @@ pub struct Plan {
     /// Steps that perhaps nobody wants any more.
     unwanted: Vec<u32>,
     sweep: Option<Sweep>,
+    /// Builds that go before everything else, by id.
+    emergencies: Vec<Emergency>,
     timers: BinaryHeap<Reverse<(Millis, Timer)>>,
     /// When each class's timer is due.
     class_due: Vec<Millis>,
@@ -161,8 +168,10 @@ pub struct Plan {
 impl Plan {
     /// An empty plan. `seed` steers the jitter of delays; `now` is the driver's clock.
     pub fn new(settings: PlanSettings, seed: u64, now: Millis) -> Plan {
+        let mut jobsets = Jobsets::new(settings.share_window_secs);
+        jobsets.set_caps(&settings.caps);
         Plan {
-            jobsets: Jobsets::new(settings.share_window_secs),
+            jobsets,
             settings,
             random: Random::new(seed),
             began: now,
@@ -179,6 +188,7 @@ impl Plan {
             rekey: Vec::new(),
             unwanted: Vec::new(),
             sweep: None,
+            emergencies: Vec::new(),
             timers: BinaryHeap::new(),
             class_due: Vec::new(),
             kept: VecDeque::new(),
@@ -279,8 +289,10 @@ impl Plan {
             Event::RunPhase { run, phase } => self.run_phase(run, phase),
             Event::RunEnded { run, end } => self.run_ended(run, end),
             Event::Written { upto } => self.written = self.written.max(upto.min(self.last_ticket)),
+            Event::Emergencies { builds } => self.take_emergencies(builds),
             Event::Settings(settings) => {
                 self.jobsets.set_window(settings.share_window_secs);
+                self.jobsets.set_caps(&settings.caps);
                 self.settings = settings;
                 self.watch_classes();
             }
@@ -369,6 +381,8 @@ impl Plan {
                         }
                     }
                 }
+                // Looked at in every turn.
+                Timer::Emergency => {}
                 Timer::Machine(machine) => self.machines.ring(machine, self.now),
                 Timer::Class(class) => {
                     if self.class_due.get(class as usize) == Some(&at) {
@@ -403,6 +417,7 @@ impl Plan {
         }
         self.let_go_of_valid();
         self.ask_on();
+        self.watch_emergencies();
         self.enter_rekeyed();
     }
 
@@ -428,6 +443,12 @@ impl Plan {
         let in_index = from == State::Runnable && !std::mem::take(&mut slot.rekey);
         if in_index {
             self.index.leave(step, &self.graph.steps, &self.jobsets);
+        }
+        if self.index.is_urgent(self.graph.step(step)) && from.waits() != to.waits() {
+            let class = self.graph.step(step).class;
+            let by = if to.waits() { 1 } else { u32::MAX };
+            let class = &mut self.index.classes[class as usize];
+            class.urgent_waiting = class.urgent_waiting.wrapping_add(by);
         }
         let slot = &mut self.graph.steps[step as usize];
         slot.since = (self.now.since(self.began) / 1000) as u32;

@@ -23,6 +23,9 @@ impl Plan {
         let all = 0..self.graph.steps.len() as u32;
         let mut steps: Vec<u32> = all
             .filter(|&step| self.graph.step(step).state == State::Runnable)
+            .filter(|&step| {
+                self.plainly_urgent(step) || !self.jobsets.is_held(self.graph.step(step).set)
+            })
             .collect();
         steps.sort_by(|&a, &b| self.compare_steps(a, b));
         let mut machines: Vec<&Machine> = self.machines.machines.iter().flatten().collect();
@@ -33,7 +36,9 @@ impl Plan {
             in_use(m) && m.current < m.spec.slots && (m.failures == 0 || m.probe.is_none())
         };
         for machine in machines.iter().filter(|m| has_slot(m) && trusted(m)) {
-            let best = steps.iter().find(|&&step| self.can_do(machine, step));
+            let best = steps
+                .iter()
+                .find(|&&step| self.can_do(machine, step) && self.lets(machine, step));
             if let Some(&step) = best {
                 return Some((machine.spec.id.0, step));
             }
@@ -49,14 +54,27 @@ impl Plan {
             .filter(|m| has_slot(m) && !trusted(m) && due(m))
         {
             let alone = |step: u32| !usable.iter().any(|other| self.can_do(other, step));
-            let best = steps
-                .iter()
-                .find(|&&step| self.can_do(machine, step) && alone(step));
+            let best = steps.iter().find(|&&step| {
+                self.can_do(machine, step) && alone(step) && self.lets(machine, step)
+            });
             if let Some(&step) = best {
                 return Some((machine.spec.id.0, step));
             }
         }
         None
+    }
+
+    /// An emergency wants the step: it or something that waits for it is the top of one of its builds.
+    fn plainly_urgent(&self, step: u32) -> bool {
+        self.index.is_urgent(self.graph.step(step))
+    }
+
+    /// A machine that could do something an emergency waits for takes nothing else.
+    fn lets(&self, machine: &Machine, step: u32) -> bool {
+        let waits = |other: u32| self.graph.step(other).state.waits() && self.plainly_urgent(other);
+        let held = (0..self.graph.steps.len() as u32)
+            .any(|other| waits(other) && self.can_do(machine, other));
+        !held || self.plainly_urgent(step)
     }
 
     fn can_do(&self, machine: &Machine, step: u32) -> bool {
@@ -70,9 +88,22 @@ impl Plan {
     pub(super) fn compare_steps(&self, a: u32, b: u32) -> Ordering {
         let (x, y) = (self.graph.step(a), self.graph.step(b));
         let features = |class: u32| self.index.classes[class as usize].features.len();
-        let share = |set: u32| self.jobsets.lowest_share(set);
-        (y.global.cmp(&x.global))
-            .then(share(x.set).total_cmp(&share(y.set)))
+        let share = |step: u32, set: u32| {
+            if self.plainly_urgent(step) {
+                self.jobsets.lowest_share_of_all(set)
+            } else {
+                self.jobsets.lowest_share(set)
+            }
+        };
+        let global = |step: u32, own: i32| {
+            if self.plainly_urgent(step) {
+                i32::MAX
+            } else {
+                own
+            }
+        };
+        (global(b, y.global).cmp(&global(a, x.global)))
+            .then(share(a, x.set).total_cmp(&share(b, y.set)))
             .then(y.local.cmp(&x.local))
             .then(features(y.class).cmp(&features(x.class)))
             .then(y.rdeps_seen.cmp(&x.rdeps_seen))

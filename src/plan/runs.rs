@@ -9,6 +9,8 @@ pub struct Run {
     pub step: u32,
     pub machine: u32,
     pub primary: BuildId,
+    /// The jobset on whose account it runs.
+    pub payer: u32,
     pub phase: Phase,
     pub phase_since: Millis,
     /// When the plan started it.

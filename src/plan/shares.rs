@@ -1,13 +1,19 @@
-//! Jobsets: their share of the machines' time, and sets of jobsets.
+//! Jobsets: their share of the machines' time, how many of their steps run and may run, and sets of jobsets.
 //!
 //! Exact accounting: machine seconds by start second within the scheduling window, and their sum. Does not
 //! know steps or builds.
+//!
+//! **Caps.** A step may start if one of its jobsets has room: neither it nor its project has as many running steps as its cap
+//! allows. The step counts for one jobset, the one among those with room that has used least of its share, until its run has
+//! ended; a jobset without room lends it neither room nor share. So what a capped jobset wants together with another one
+//! can still run, on the other one's account. Without a cap nothing of this costs anything.
 
 use std::cmp::Ordering;
 use std::collections::VecDeque;
 
 use hashbrown::HashTable;
 
+use super::event::Cap;
 use crate::base::hash::FixedMap;
 use crate::model::{JobsetId, UnixSecs};
 
@@ -15,6 +21,8 @@ use crate::model::{JobsetId, UnixSecs};
 pub const NO_JOBSET: u32 = 0;
 /// Hydra's share of a step without jobset.
 const NO_JOBSET_SHARE: f64 = 1e9;
+/// The project of a jobset whose name is not known yet.
+const NO_PROJECT: u32 = u32::MAX;
 /// The set without members.
 pub const EMPTY_SET: u32 = 0;
 
@@ -30,6 +38,23 @@ pub struct Jobset {
     pub seconds: u64,
     /// `seconds / shares`.
     pub share_used: f64,
+    /// Steps that run on its account.
+    pub running: u32,
+    /// So many may.
+    pub cap: Option<u32>,
+    /// Its project, by number.
+    project: u32,
+}
+
+/// Jobsets with the same first part of the name.
+struct Project {
+    name: Box<str>,
+    running: u32,
+    cap: Option<u32>,
+}
+
+fn is_reached(running: u32, cap: Option<u32>) -> bool {
+    cap.is_some_and(|cap| running >= cap)
 }
 
 impl Jobset {
@@ -104,6 +129,12 @@ pub struct Jobsets {
     jobsets: Vec<Jobset>,
     /// Of each jobset, again: read for every head of every heap.
     shares_used: Vec<f64>,
+    /// Of each jobset: it or its project has reached its cap.
+    full: Vec<bool>,
+    /// How many of these are true.
+    full_count: u32,
+    projects: Vec<Project>,
+    caps: Vec<Cap>,
     by_id: FixedMap<i32, u32>,
     sets: Vec<Set>,
     sets_free: Vec<u32>,
@@ -122,10 +153,17 @@ impl Jobsets {
             used: VecDeque::new(),
             seconds: 0,
             share_used: NO_JOBSET_SHARE,
+            running: 0,
+            cap: None,
+            project: NO_PROJECT,
         };
         Jobsets {
             jobsets: vec![none],
             shares_used: vec![NO_JOBSET_SHARE],
+            full: vec![false],
+            full_count: 0,
+            projects: Vec::new(),
+            caps: Vec::new(),
             by_id: FixedMap::default(),
             sets: vec![Set {
                 members: Box::default(),
@@ -147,13 +185,151 @@ impl Jobsets {
         self.shares_used[jobset as usize]
     }
 
-    /// The lowest share used of a set's members.
+    /// Whether a jobset or its project has reached its cap.
+    pub fn is_full(&self, jobset: u32) -> bool {
+        self.full[jobset as usize]
+    }
+
+    pub fn any_full(&self) -> bool {
+        self.full_count > 0
+    }
+
+    /// Every jobset of the set has reached its cap.
+    pub fn is_held(&self, set: u32) -> bool {
+        let members = self.members(set);
+        !members.is_empty() && members.iter().all(|&jobset| self.is_full(jobset))
+    }
+
+    /// The cap that holds a jobset: whose it is and how many steps it allows.
+    pub fn reached_cap(&self, jobset: u32) -> Option<(&str, u32)> {
+        let jobset = &self.jobsets[jobset as usize];
+        if let Some(cap) = jobset
+            .cap
+            .filter(|_| is_reached(jobset.running, jobset.cap))
+        {
+            return Some((&jobset.name, cap));
+        }
+        let project = self.projects.get(jobset.project as usize)?;
+        let cap = project.cap?;
+        is_reached(project.running, project.cap).then_some((&*project.name, cap))
+    }
+
+    /// The lowest share used of a set's members, of those with room if there are any.
     pub fn lowest_share(&self, set: u32) -> f64 {
-        let members = &self.sets[set as usize].members;
-        let shares = members
+        self.payer(set).map_or(NO_JOBSET_SHARE, |jobset| {
+            self.jobsets[jobset as usize].share_used
+        })
+    }
+
+    /// The lowest share used of a set's members, with room or without.
+    pub fn lowest_share_of_all(&self, set: u32) -> f64 {
+        let shares = self
+            .members(set)
             .iter()
-            .map(|&jobset| self.jobsets[jobset as usize].share_used);
+            .map(|&jobset| self.share_used(jobset));
         shares.min_by(f64::total_cmp).unwrap_or(NO_JOBSET_SHARE)
+    }
+
+    /// On whose account a step of these jobsets would run now.
+    fn payer(&self, set: u32) -> Option<u32> {
+        let by_share = |a: &u32, b: &u32| self.share_used(*a).total_cmp(&self.share_used(*b));
+        let members = || self.members(set).iter().copied();
+        members()
+            .filter(|&jobset| !self.is_full(jobset))
+            .min_by(by_share)
+            .or_else(|| members().min_by(by_share))
+    }
+
+    /// A step of these jobsets starts. Returns the jobset on whose account it runs.
+    pub fn occupy(&mut self, set: u32) -> u32 {
+        let payer = self.payer(set).unwrap_or(NO_JOBSET);
+        self.count_run(payer, 1);
+        payer
+    }
+
+    /// A step that ran on this jobset's account has ended.
+    pub fn vacate(&mut self, payer: u32) {
+        self.count_run(payer, u32::MAX);
+    }
+
+    /// `by`: 1, or `u32::MAX` for one less.
+    fn count_run(&mut self, payer: u32, by: u32) {
+        let jobset = &mut self.jobsets[payer as usize];
+        jobset.running = jobset.running.wrapping_add(by);
+        let project = jobset.project;
+        let Some(slot) = self.projects.get_mut(project as usize) else {
+            return;
+        };
+        let before = is_reached(slot.running, slot.cap);
+        slot.running = slot.running.wrapping_add(by);
+        if before == is_reached(slot.running, slot.cap) {
+            self.refresh_full(payer);
+            return;
+        }
+        for number in 1..self.jobsets.len() as u32 {
+            if self.jobsets[number as usize].project == project {
+                self.refresh_full(number);
+            }
+        }
+    }
+
+    fn refresh_full(&mut self, number: u32) {
+        let full = number != NO_JOBSET && self.reached_cap(number).is_some();
+        let old = std::mem::replace(&mut self.full[number as usize], full);
+        self.full_count = self.full_count + u32::from(full) - u32::from(old);
+    }
+
+    /// Takes the caps as configured now.
+    pub fn set_caps(&mut self, caps: &[Cap]) {
+        if self.caps != caps {
+            self.caps = caps.to_vec();
+            self.apply_caps();
+        }
+    }
+
+    fn apply_caps(&mut self) {
+        for project in &mut self.projects {
+            let own = |cap: &&Cap| cap.jobset.is_none() && cap.project == project.name;
+            project.cap = self.caps.iter().rev().find(own).map(|cap| cap.steps);
+        }
+        for jobset in &mut self.jobsets[1..] {
+            let own = |cap: &&Cap| {
+                let name = jobset.name.split_once(':');
+                name.is_some_and(|(project, name)| {
+                    *cap.project == *project && cap.jobset.as_deref() == Some(name)
+                })
+            };
+            jobset.cap = self.caps.iter().rev().find(own).map(|cap| cap.steps);
+        }
+        for number in 1..self.jobsets.len() as u32 {
+            self.refresh_full(number);
+        }
+    }
+
+    /// A jobset has its name: it belongs to that project, with what runs on its account.
+    fn join_project(&mut self, number: u32) {
+        let name = &self.jobsets[number as usize].name;
+        let project = name.split(':').next().unwrap_or(name);
+        let at = match self.projects.iter().position(|p| &*p.name == project) {
+            Some(at) => at,
+            None => {
+                self.projects.push(Project {
+                    name: project.into(),
+                    running: 0,
+                    cap: None,
+                });
+                self.projects.len() - 1
+            }
+        };
+        let jobset = &mut self.jobsets[number as usize];
+        let old = std::mem::replace(&mut jobset.project, at as u32);
+        if old as usize != at {
+            if let Some(old) = self.projects.get_mut(old as usize) {
+                old.running -= jobset.running;
+            }
+            self.projects[at].running += jobset.running;
+        }
+        self.apply_caps();
     }
 
     /// The dense number of a jobset; one that was not announced gets one share.
@@ -170,8 +346,12 @@ impl Jobsets {
             used: VecDeque::new(),
             seconds: 0,
             share_used: 0.0,
+            running: 0,
+            cap: None,
+            project: NO_PROJECT,
         });
         self.shares_used.push(0.0);
+        self.full.push(false);
         self.by_id.insert(id.0, number);
         number
     }
@@ -189,6 +369,7 @@ impl Jobsets {
         let number = self.number(id);
         let before = now - self.window_secs;
         let jobset = &mut self.jobsets[number as usize];
+        let renamed = jobset.name != name;
         jobset.name = name;
         jobset.shares = shares;
         if !jobset.announced {
@@ -200,6 +381,9 @@ impl Jobsets {
             }
         }
         self.shares_used[number as usize] = jobset.reckon();
+        if renamed {
+            self.join_project(number);
+        }
     }
 
     pub fn set_shares(&mut self, id: JobsetId, shares: u32) {
@@ -345,8 +529,31 @@ impl Jobsets {
         }
     }
 
+    /// For the invariants: as many steps run on each jobset's account as the caller counted.
+    pub fn check_running(&self, counted: &std::collections::BTreeMap<u32, u32>) {
+        for (number, jobset) in self.jobsets.iter().enumerate() {
+            let counted = counted.get(&(number as u32)).copied().unwrap_or(0);
+            assert_eq!(jobset.running, counted, "BUG: steps of {}", jobset.name);
+        }
+    }
+
     /// For the invariants: every sum is right, and references are as counted by the caller.
     pub fn check(&self, refs: &std::collections::BTreeMap<u32, u32>) {
+        for (number, jobset) in self.jobsets.iter().enumerate().skip(1) {
+            let full = self.reached_cap(number as u32).is_some();
+            assert_eq!(self.full[number], full, "BUG: room of {}", jobset.name);
+        }
+        let full = self.full.iter().filter(|full| **full).count();
+        assert_eq!(self.full_count as usize, full, "BUG: jobsets without room");
+        for (number, project) in self.projects.iter().enumerate() {
+            let own = self
+                .jobsets
+                .iter()
+                .skip(1)
+                .filter(|j| j.project == number as u32);
+            let running: u32 = own.map(|jobset| jobset.running).sum();
+            assert_eq!(project.running, running, "BUG: steps of {}", project.name);
+        }
         for (number, jobset) in self.jobsets.iter().enumerate() {
             assert!(
                 jobset.used.iter().is_sorted_by(|a, b| a.0 < b.0),
@@ -439,6 +646,56 @@ mod tests {
             }
             jobsets.check(&BTreeMap::from([(set, 1)]));
         }
+    }
+
+    #[test]
+    fn a_step_may_run_as_long_as_one_of_its_jobsets_has_room() {
+        let mut jobsets = Jobsets::new(100);
+        let caps = |text: &str| -> Vec<Cap> {
+            let cap = |word: &str| {
+                let parts: Vec<&str> = word.split(':').collect();
+                let (steps, names) = parts.split_last().unwrap();
+                Cap {
+                    project: names[0].into(),
+                    jobset: names.get(1).map(|&name| name.into()),
+                    steps: steps.parse().unwrap(),
+                }
+            };
+            text.split_whitespace().map(cap).collect()
+        };
+        jobsets.set_caps(&caps("p:a:1 p:2 q:0"));
+        let mut number = |id: i32, name: &str| {
+            jobsets.announce(JobsetId(id), name.into(), 1, &[], 0);
+            jobsets.number(JobsetId(id))
+        };
+        let (a, b, q, r) = (
+            number(1, "p:a"),
+            number(2, "p:b"),
+            number(3, "q:x"),
+            number(4, "r:x"),
+        );
+        let [a, b, q, r] = [a, b, q, r].map(|number| (number, jobsets.single(number)));
+        assert!(jobsets.is_full(q.0) && !jobsets.is_held(a.1) && jobsets.is_held(q.1));
+        assert_eq!(jobsets.occupy(a.1), a.0);
+        assert_eq!(jobsets.reached_cap(a.0), Some(("p:a", 1)));
+        // The jobset's cap is reached, the project's is not: another jobset of it lends its room.
+        let both = jobsets.union(a.1, b.1).unwrap();
+        assert!(jobsets.is_held(a.1) && !jobsets.is_held(both));
+        assert_eq!(jobsets.occupy(both), b.0);
+        assert_eq!(jobsets.reached_cap(b.0), Some(("p", 2)));
+        let wide = jobsets.union(both, r.1).unwrap();
+        assert!(jobsets.is_held(both) && !jobsets.is_held(wide));
+        assert_eq!(jobsets.occupy(wide), r.0);
+        // An emergency does not ask for room.
+        assert_eq!(jobsets.occupy(q.1), q.0);
+        jobsets.vacate(b.0);
+        assert!(jobsets.is_held(a.1) && !jobsets.is_held(b.1));
+        jobsets.set_caps(&[]);
+        assert!(!jobsets.any_full());
+        jobsets.set_caps(&caps("p:1"));
+        assert!(jobsets.is_full(a.0) && jobsets.is_full(b.0));
+        let refs = BTreeMap::from([a, b, q, r].map(|(_, set)| (set, 1)));
+        jobsets.check(&refs.into_iter().chain([(both, 1), (wide, 1)]).collect());
     }
 
     #[test]

@@ -29,7 +29,7 @@ use crossbeam_channel::{bounded, never, select, unbounded, Receiver, Sender};
 
 use crate::base::lock::{lock, read, write};
 use crate::config::machines::{LocalHost, MachinesFiles};
-use crate::config::settings::{Override, Service as ServiceName, Settings};
+use crate::config::settings::{Override, Service as ServiceName, Settings, StepCap};
 use crate::db::connect::DbTarget;
 use crate::db::leftovers;
 use crate::db::listen::Listener;
@@ -38,7 +38,7 @@ use crate::db::pool::Pool;
 use crate::db::writer::{self, Writer};
 use crate::db::{schema, DbError};
 use crate::model::{BuildId, Ticket};
-use crate::plan::event::{Event, Hold, PlanSettings};
+use crate::plan::event::{Cap, Event, Hold, PlanSettings};
 use crate::plan::Plan;
 use crate::store::destination::{Destination, Manner};
 use crate::store::local::LocalStore;
@@ -523,10 +523,19 @@ fn limits(settings: &Settings) -> Limits {
     }
 }
 
+fn cap(cap: &StepCap) -> Cap {
+    Cap {
+        project: cap.project.as_str().into(),
+        jobset: cap.jobset.as_deref().map(Into::into),
+        steps: cap.steps,
+    }
+}
+
 pub fn plan_settings(settings: &Settings) -> PlanSettings {
     PlanSettings {
         unsupported_ms_max: settings.max_unsupported_time.as_millis() as u64,
         tries_max: settings.max_tries,
+        caps: settings.max_running_steps.iter().map(cap).collect(),
         // Without a pause a broken machine would be tried, and each try recorded, without end.
         retry_interval_ms: (settings.retry_interval.as_millis() as u64).max(1_000),
         ..PlanSettings::default()

@@ -13,8 +13,9 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use super::{Context, Sessions};
 use crate::db::queue as statements;
 use crate::db::{orders, questions, writer, DbError};
-use crate::model::{BuildId, JobsetId, Ticket};
+use crate::model::{BuildId, JobsetId, Ticket, UnixSecs};
 use crate::plan::event::{Event, Pass, QueuedBuild};
+use crate::plan::holds::EMERGENCIES_MAX;
 use crate::sys::clock::unix_now;
 
 /// Channels that concern the queue.
@@ -76,6 +77,8 @@ pub struct Monitor {
     added_from: Option<BuildId>,
     list_not_before: Instant,
     last_list: Instant,
+    /// Builds that go before everything else, as the plan was last told.
+    emergencies: Vec<(BuildId, Option<UnixSecs>)>,
     /// The first load, until it is complete: since when, how many builds, how many rows were sent.
     loading: Option<(Instant, usize, usize)>,
 }
@@ -99,6 +102,7 @@ impl Monitor {
             added_from: None,
             list_not_before: now,
             last_list: now,
+            emergencies: Vec::new(),
             loading: Some((now, usize::MAX, 0)),
         }
     }
@@ -313,6 +317,15 @@ impl Monitor {
                 written,
                 builds: chunk.to_vec(),
                 last,
+            });
+        }
+        let emergencies =
+            statements::emergencies(&mut *self.conn()?, unix_now(), EMERGENCIES_MAX as i64)
+                .inspect_err(|_| self.list_wanted = true)?;
+        if emergencies != self.emergencies {
+            self.emergencies = emergencies.clone();
+            self.context.tell_plan(Event::Emergencies {
+                builds: emergencies,
             });
         }
         let took = began.elapsed();

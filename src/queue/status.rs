@@ -53,6 +53,7 @@ pub fn system_status(context: &Context, snapshot: &Snapshot, uptime: Duration) -
         "maxNrRetries": snapshot.retries_most,
         "nrDbConnections": pool.in_use + pool.idle,
         "nrUnwrittenRecords": snapshot.tickets_unwritten,
+        "emergencies": snapshot.emergencies.iter().map(|build| build.0).collect::<Vec<_>>(),
         "machines": machines(&snapshot.machines),
         "machineTypes": machine_types(snapshot),
         "jobsets": jobsets(snapshot),

@@ -18,13 +18,15 @@ use std::sync::Arc;
 use self::queue::{Fate, Queue, JOBSETS};
 use super::action::{Action, Record, Start};
 use super::event::{
-    Event, MachineSpec, Outcome, Pass, PlanSettings, QuestionId, RunEnd, StepFacts,
+    Cap, Event, MachineSpec, Outcome, Pass, PlanSettings, QuestionId, RunEnd, StepFacts,
     EVENTS_PER_TURN, ITEMS_PER_TURN,
 };
 use super::Plan;
 use crate::base::hash::FixedMap;
 use crate::base::random::{mix, Random};
-use crate::model::{BuildId, BuildOutput, BuildStatus, JobsetId, Millis, Phase, RunId, Ticket};
+use crate::model::{
+    BuildId, BuildOutput, BuildStatus, JobsetId, Millis, Phase, RunId, Ticket, UnixSecs,
+};
 
 /// The world begins here; any time with a few years before it.
 const BEGIN: Millis = Millis(1_700_000_000_000);
@@ -125,6 +127,31 @@ pub fn run(config: Config) -> Report {
     }
 }
 
+/// In every other world caps on running steps; none of them so low that nothing could run.
+fn caps(seed: u64) -> Vec<Cap> {
+    let mut random = Random::new(mix(seed ^ 0xca95));
+    let mut caps = Vec::new();
+    if random.chance(0.5) {
+        for jobset in 1..=JOBSETS {
+            if random.chance(0.5) {
+                caps.push(Cap {
+                    project: "p".into(),
+                    jobset: Some(format!("j{jobset}").into()),
+                    steps: 1 + random.below(3) as u32,
+                });
+            }
+        }
+        if random.chance(0.5) {
+            caps.push(Cap {
+                project: "p".into(),
+                jobset: None,
+                steps: 1 + random.below(6) as u32,
+            });
+        }
+    }
+    caps
+}
+
 enum What {
     Deliver(Event),
     /// The next thing that happens to a run, if it is still at this stage.
@@ -196,6 +223,8 @@ pub struct World {
     transient: FixedMap<u32, u32>,
     machines: Vec<MachineSpec>,
     listed: Vec<bool>,
+    /// Declared emergencies.
+    emergencies: Vec<(BuildId, Option<UnixSecs>)>,
     down_until: Vec<Millis>,
     calm: bool,
 
@@ -255,6 +284,7 @@ impl World {
             } else {
                 1 + random.below(200) as u32
             },
+            caps: if large { Vec::new() } else { caps(config.seed) },
             ..PlanSettings::default()
         };
         let (together, busy_ms) = if large {
@@ -283,6 +313,7 @@ impl World {
             failed_paths: vec![false; config.steps as usize],
             transient: FixedMap::default(),
             listed: vec![true; machines.len()],
+            emergencies: Vec::new(),
             down_until: vec![BEGIN; machines.len()],
             in_slots: vec![0; machines.len()],
             machines,
@@ -501,6 +532,10 @@ impl World {
             };
             self.at(self.now, What::Deliver(event));
         }
+        if !self.emergencies.is_empty() {
+            let event = self.emergencies_event();
+            self.at(self.now, What::Deliver(event));
+        }
         let lag = self.lag(5_000);
         self.at(self.now + lag, What::Machines);
         // The rows of the unfinished builds, by priority and id.
@@ -567,6 +602,19 @@ impl World {
         Event::Machines {
             machines: machines.map(|(machine, _)| machine.clone()).collect(),
             loaded_from_file: true,
+        }
+    }
+
+    /// Those whose builds are still queued, as the database tells.
+    fn emergencies_event(&mut self) -> Event {
+        let now = self.now.secs();
+        let rows = &self.rows;
+        self.emergencies.retain(|(id, until)| {
+            let row = &rows[id.0 as usize - 1];
+            !row.deleted && row.status.is_none() && until.is_none_or(|until| until > now)
+        });
+        Event::Emergencies {
+            builds: self.emergencies.clone(),
         }
     }
 
@@ -664,7 +712,7 @@ impl World {
         let nth = self.random.below(self.rows.len() as u64) as usize;
         let machine = self.random.below(self.machines.len() as u64) as usize;
         let row = &mut self.rows[nth];
-        match self.random.below(16) {
+        match self.random.below(18) {
             // Builds become visible in any order.
             0..=4 => {
                 row.visible = true;
@@ -715,6 +763,19 @@ impl World {
                     id,
                     shares: self.random.below(300) as u32,
                 });
+            }
+            15 => {
+                // Also for builds that nobody has heard of yet, and sometimes for a time only.
+                let until = self
+                    .random
+                    .chance(0.3)
+                    .then(|| self.now.secs() + self.random.below(600) as UnixSecs);
+                self.emergencies.push((BuildId(nth as i32 + 1), until));
+                return Some(self.emergencies_event());
+            }
+            16 => {
+                self.emergencies.clear();
+                return Some(self.emergencies_event());
             }
             14 => {
                 // Answers to questions that were never asked, and the end of a run that never was.
