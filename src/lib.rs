@@ -18,4 +18,5 @@ pub mod plan;
 pub mod queue;
 pub mod store;
 pub mod sys;
+pub mod web;
 pub mod wire;

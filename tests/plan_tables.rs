@@ -1158,6 +1158,150 @@ written 2
     );
 }
 
+/// Says that the queue does not move after 300 s.
+fn watched() -> PlanSettings {
+    PlanSettings {
+        stall_warning_ms: 300_000,
+        unsupported_ms_max: 86_400_000,
+        ..PlanSettings::default()
+    }
+}
+
+#[test]
+fn a_queue_that_no_machine_can_work_on_says_so_once_and_when_it_moves_again() {
+    check_with(
+        watched(),
+        r#"
+machines a:x86_64-linux:2
+builds 10:one 11:two 12:three
+    inspect one
+    inspect two
+    inspect three
+    page taken
+needs one aarch64-linux features=kvm
+needs two aarch64-linux features=kvm
+needs three riscv64-linux
+wait 299s
+wait 1s
+    say warn: nothing has begun to build for 300s, although 3 steps are ready and 2 slots are free: aarch64-linux:kvm (2): no machine supports that; riscv64-linux (1): no machine supports that
+wait 3600s
+machines a:x86_64-linux:2 b:riscv64-linux:1
+    #1 start three on b: run 1 for 12, announced [12], silent 3600 timeout 36000, wanted by 1
+phase three building
+    #2 phase of run 1: building
+    say info: the queue moves again, after 3900s
+wait 400s
+built three
+    #3 finish run 1: succeeded
+    #4 succeed 12 in 10s
+wait 30s
+wait 300s
+"#,
+    );
+}
+
+#[test]
+fn steps_that_wait_for_busy_machines_are_load_and_no_standstill() {
+    check_with(
+        watched(),
+        r#"
+machines a:x86_64-linux:1 b:aarch64-linux:4
+builds 10:one 11:two
+    inspect one
+    inspect two
+    page taken
+needs one x86_64-linux
+    #1 start one on a: run 1 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+needs two x86_64-linux
+wait 3600s
+wait 36000s
+built one
+    #2 finish run 1: succeeded
+    #3 succeed 10 in 10s
+    #4 start two on a: run 2 for 11, announced [11], silent 3600 timeout 36000, wanted by 1
+wait 301s
+"#,
+    );
+}
+
+#[test]
+fn a_machine_that_is_down_is_named_however_often_it_is_tried() {
+    check_with(
+        watched(),
+        r#"
+machines a:x86_64-linux:1
+builds 10:one
+    inspect one
+    page taken
+needs one x86_64-linux
+    #1 start one on a: run 1 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+machine-fault one
+    #2 finish run 1: aborted “it broke”, keep log
+    say warn: will disable machine ‘a’ for 76s: it broke
+wait 60s
+    #3 start one on a: run 2 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+machine-fault one
+    #4 finish run 2: aborted “it broke”, keep log
+    say warn: will disable machine ‘a’ for 202s: it broke
+wait 60s
+    #5 start one on a: run 3 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+machine-fault one
+    #6 finish run 3: aborted “it broke”, keep log
+    say warn: will disable machine ‘a’ for 569s: it broke
+wait 60s
+    #7 start one on a: run 4 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+machine-fault one
+    #8 finish run 4: aborted “it broke”, keep log
+    say warn: will disable machine ‘a’ for 1633s: it broke
+wait 60s
+    #9 start one on a: run 5 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+machine-fault one
+    #10 finish run 5: aborted “it broke”, keep log
+    say warn: will disable machine ‘a’ for 1813s: it broke
+wait 59s
+wait 1s
+    #11 start one on a: run 6 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+machine-fault one
+    #12 finish run 6: aborted “it broke”, keep log
+    say warn: will disable machine ‘a’ for 1822s: it broke
+    say warn: nothing has begun to build for 300s, although 1 steps are ready and 1 slots are free: x86_64-linux (1): every machine for it is set aside, ‘a’ for 1822s more: it broke
+wait 60s
+    #13 start one on a: run 7 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+phase one building
+    #14 phase of run 7: building
+    say info: the queue moves again, after 360s
+"#,
+    );
+}
+
+#[test]
+fn a_database_that_is_behind_is_named_when_nothing_moves() {
+    check_with(
+        PlanSettings {
+            unwritten_tickets_max: 0,
+            ..watched()
+        },
+        r#"
+machines a:x86_64-linux:1
+builds 10:one 11:two
+    inspect one
+    inspect two
+    page taken
+needs one x86_64-linux
+    #1 start one on a: run 1 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+built one
+    #2 finish run 1: succeeded
+    #3 succeed 10 in 10s
+needs two x86_64-linux
+wait 300s
+    say warn: nothing has begun to build for 300s, although 1 steps are ready and 1 slots are free: x86_64-linux (1): the database is 3 records behind
+written 3
+    #4 start two on a: run 2 for 11, announced [11], silent 3600 timeout 36000, wanted by 1
+    say info: the queue moves again, after 300s
+"#,
+    );
+}
+
 #[test]
 fn after_stop_nothing_starts() {
     check(

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -20,7 +21,8 @@ use crate::queue::build_one;
 use crate::queue::trust::{self, Trust};
 use crate::store::local::LocalStore;
 use crate::store::nix_conf;
-use crate::sys::{process, signals, thread};
+use crate::sys::systemd::Sockets;
+use crate::sys::{heartbeat, process, signals, thread};
 
 /// How often the private PostgreSQL is looked at.
 const POSTMASTER_LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -57,7 +59,10 @@ pub fn queue_runner(args: &QueueRunnerArgs) -> Result<ExitCode> {
 }
 
 fn serve(args: &RunArgs, overrides: Vec<Override>, build_one: Option<BuildId>) -> Result<ExitCode> {
-    // First of all, so that a signal during a long start is not lost.
+    heartbeat::register("main");
+    // Before anything is opened that could have one of their numbers.
+    let sockets = Mutex::new(Sockets::take());
+    // So early that a signal during a long start is not lost.
     let signals = signals::listen().context("cannot listen to signals")?;
     let overrides = [args.state.overrides()?, overrides].concat();
     let settings = Settings::load(&environment, &overrides)?;
@@ -81,6 +86,7 @@ fn serve(args: &RunArgs, overrides: Vec<Override>, build_one: Option<BuildId>) -
         target,
         beside: args.beside,
         build_one,
+        sockets,
     };
     let result = queue::run(&config, &signals);
     let code = match (&result, build_one) {

@@ -108,6 +108,32 @@ pub fn duration(secs: i64) -> String {
     }
 }
 
+/// Unix time as RFC 3339 has it, in UTC.
+pub fn rfc3339(unix_secs: i64) -> String {
+    let (days, secs) = (unix_secs.div_euclid(86_400), unix_secs.rem_euclid(86_400));
+    // The days since 0000-03-01 in cycles of 400 years, so that a leap day is the last day of its year.
+    let from_march = days + 719_468;
+    let (era, day) = (
+        from_march.div_euclid(146_097),
+        from_march.rem_euclid(146_097),
+    );
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day_of_year = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day_of_month = day_of_year - (153 * month + 2) / 5 + 1;
+    let (month, year) = if month < 10 {
+        (month + 3, era * 400 + year)
+    } else {
+        (month - 9, era * 400 + year + 1)
+    };
+    format!(
+        "{year:04}-{month:02}-{day_of_month:02}T{:02}:{:02}:{:02}Z",
+        secs / 3600,
+        secs / 60 % 60,
+        secs % 60
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,6 +164,22 @@ mod tests {
         assert_eq!(percent_decoded("a%20%c3%A4%2f"), Ok("a ä/".to_owned()));
         for bad in ["%", "%2", "%zz", "%ff"] {
             assert!(percent_decoded(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn times_are_those_of_the_calendar() {
+        for (secs, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (951_868_800, "2000-03-01T00:00:00Z"),
+            (1_709_164_800, "2024-02-29T00:00:00Z"),
+            (1_798_761_599, "2026-12-31T23:59:59Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+            (-1, "1969-12-31T23:59:59Z"),
+        ] {
+            assert_eq!(rfc3339(secs), text);
         }
     }
 

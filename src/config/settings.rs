@@ -199,6 +199,12 @@ pub const DEFINITIONS: &[Definition] = &[
         "Where /metrics (Prometheus) and /healthz are served. none: nowhere."),
     used("status_address", Kind::Address, "127.0.0.1:9199",
         "Where the status pages and their JSON are served. none: nowhere."),
+    used("stall_warning", Kind::Seconds, "300",
+        "When nothing has been started for this long although steps are ready and slots are free, the \
+         log says so, and why. 0: never."),
+    used("watchdog_patience", Kind::Seconds, "60",
+        "A thread that stands still for this long in something that has no deadline of its own (a hung \
+         file system, say) is named in the log. 0: none is."),
     used("stop_timeout", Kind::Seconds, "60",
         "When hydrad is told to stop, it starts nothing new and gives running steps this long."),
     used("queue_poll_interval", Kind::Seconds, "60",
@@ -468,6 +474,10 @@ pub struct Settings {
     pub upload_logs_to_binary_cache: bool,
     pub queue_runner_metrics_address: Option<Address>,
     pub status_address: Option<Address>,
+    /// `None`: a queue that does not move says nothing.
+    pub stall_warning: Option<Duration>,
+    /// `None`: no thread that stands still is named.
+    pub watchdog_patience: Option<Duration>,
     pub stop_timeout: Duration,
     /// `None`: the queue is read on notifications only.
     pub queue_poll_interval: Option<Duration>,
@@ -635,9 +645,10 @@ pub fn survey(
         upload_logs_to_binary_cache: values.bool("upload_logs_to_binary_cache"),
         queue_runner_metrics_address: values.address("queue_runner_metrics_address"),
         status_address: values.address("status_address"),
+        stall_warning: values.seconds_or_off("stall_warning"),
+        watchdog_patience: values.seconds_or_off("watchdog_patience"),
         stop_timeout: values.seconds("stop_timeout"),
-        queue_poll_interval: Some(values.seconds("queue_poll_interval"))
-            .filter(|every| !every.is_zero()),
+        queue_poll_interval: values.seconds_or_off("queue_poll_interval"),
         max_tries: values.count("max_tries"),
         retry_interval: values.seconds("retry_interval"),
         deadlines: Deadlines {
@@ -990,6 +1001,11 @@ impl Values<'_> {
     fn step_caps(&mut self, key: &'static str) -> Vec<StepCap> {
         let parse = |text: &str| text.split_whitespace().map(parse_step_cap).collect();
         self.value(key, Self::default_of(key), parse).0
+    }
+
+    /// 0 switches it off.
+    fn seconds_or_off(&mut self, key: &'static str) -> Option<Duration> {
+        Some(self.seconds(key)).filter(|duration| !duration.is_zero())
     }
 
     fn bool(&mut self, key: &'static str) -> bool {

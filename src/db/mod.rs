@@ -21,6 +21,7 @@ pub mod pool;
 pub mod questions;
 pub mod queue;
 pub mod schema;
+pub mod status;
 pub mod tls;
 pub mod writer;
 

@@ -16,7 +16,7 @@
 mod usual_group;
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,8 @@ use super::DbError;
 use crate::base::text;
 use crate::model::{BuildId, BuildOutput, BuildStatus, MachineId, RunId, Ticket, UnixSecs};
 use crate::plan::action::{Fail, FinishStep, Record, Succeed};
+use crate::sys::clock::unix_now;
+use crate::sys::heartbeat;
 
 use usual_group::{EndColumns, Split, SuccessColumns};
 
@@ -146,6 +148,7 @@ pub struct Surroundings {
     pub written: Arc<dyn Fn(Ticket) + Send + Sync>,
     /// The newest ticket up to which everything is committed.
     pub position: Arc<AtomicU64>,
+    pub counters: Arc<WriterCounters>,
 }
 
 /// The row of a run.
@@ -197,6 +200,65 @@ enum Way {
     Ends,
     /// By a statement for each kind of record, which can do everything.
     Single,
+}
+
+/// What the writer has done.
+#[derive(Default, Debug)]
+pub struct WriterCounters {
+    groups: AtomicU64,
+    records: AtomicU64,
+    failures: AtomicU64,
+    busy_micros: AtomicU64,
+    /// Records in the transaction under way.
+    writing: AtomicU64,
+    /// Unix time since which the database is away; 0: it is there.
+    away_since: AtomicI64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct WriterMetrics {
+    /// Transactions committed, and records in them.
+    pub groups: u64,
+    pub records: u64,
+    /// Transactions that did not work.
+    pub failures: u64,
+    /// Time spent in transactions, good or bad.
+    pub busy: Duration,
+    /// Records in the transaction under way.
+    pub writing: u64,
+    pub away_since: Option<UnixSecs>,
+}
+
+impl WriterCounters {
+    pub fn metrics(&self) -> WriterMetrics {
+        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        WriterMetrics {
+            groups: load(&self.groups),
+            records: load(&self.records),
+            failures: load(&self.failures),
+            busy: Duration::from_micros(load(&self.busy_micros)),
+            writing: load(&self.writing),
+            away_since: Some(self.away_since.load(Ordering::Relaxed)).filter(|since| *since > 0),
+        }
+    }
+
+    /// Counts one attempt to write so many records.
+    fn count<T, E>(&self, records: usize, attempt: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        let records = records as u64;
+        let began = Instant::now();
+        self.writing.store(records, Ordering::Relaxed);
+        let result = attempt();
+        self.writing.store(0, Ordering::Relaxed);
+        let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.busy_micros.fetch_add(micros, Ordering::Relaxed);
+        if result.is_ok() {
+            self.groups.fetch_add(1, Ordering::Relaxed);
+            self.records.fetch_add(records, Ordering::Relaxed);
+        } else {
+            self.failures.fetch_add(1, Ordering::Relaxed);
+        }
+        result
+    }
 }
 
 enum Failure {
@@ -259,7 +321,9 @@ impl Writer {
         let mut waiting: VecDeque<Entry> = VecDeque::new();
         let mut phase_since: Option<Instant> = None;
         loop {
+            heartbeat::idle("waiting for records");
             self.receive(inbox, &mut waiting, &mut phase_since);
+            heartbeat::busy("writing records");
             if self.stop.is_some_and(|until| Instant::now() >= until)
                 || (self.stop.is_some() && waiting.is_empty() && self.deferred.is_empty())
             {
@@ -456,15 +520,19 @@ impl Writer {
     fn write_by(&mut self, mut way: Way, mut group: Vec<Entry>, inbox: &Receiver<Message>) {
         let mut retries = 0u32;
         loop {
-            let written = match way {
+            heartbeat::busy("writing records");
+            let counters = self.around.counters.clone();
+            let records = group.len();
+            let attempt = || match way {
                 Way::Starts => usual_group::write_starts(self, &mut group),
                 Way::Ends => usual_group::write_ends(self, &group),
                 Way::Single => self
                     .write_group(&mut group)
                     .map(|staged| (staged, Vec::new())),
             };
-            match written {
+            match counters.count(records, attempt) {
                 Ok((staged, left)) => {
+                    counters.away_since.store(0, Ordering::Relaxed);
                     if let Some(since) = self.away_since.take() {
                         log::info!(
                             "the database is back after {} s; writing goes on",
@@ -497,6 +565,7 @@ impl Writer {
                             group.len());
                         self.away_since = Some(Instant::now());
                         (self.around.away)(Some(&reason));
+                        counters.away_since.store(unix_now(), Ordering::Relaxed);
                     }
                     if self.stop.is_some_and(|until| Instant::now() >= until) {
                         log::warn!(
@@ -530,6 +599,7 @@ impl Writer {
     /// Waits before the next attempt. What comes meanwhile is kept for later; to be told to stop is heard at once.
     fn pause(&mut self, inbox: &Receiver<Message>) {
         let until = Instant::now() + AWAY_PAUSE;
+        heartbeat::idle("waiting for the database");
         loop {
             match inbox.recv_deadline(until) {
                 Ok(Message::Stop { until }) => {

@@ -80,6 +80,16 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// In the order in which they come.
+    pub const ALL: [Phase; 6] = [
+        Phase::Preparing,
+        Phase::Connecting,
+        Phase::SendingInputs,
+        Phase::Building,
+        Phase::ReceivingOutputs,
+        Phase::PostProcessing,
+    ];
+
     pub fn code(self) -> i32 {
         self as i32
     }
@@ -95,6 +105,18 @@ impl Phase {
             50 => PostProcessing,
             _ => return None,
         })
+    }
+
+    /// Its place in [`Phase::ALL`].
+    pub fn index(self) -> usize {
+        match self {
+            Phase::Preparing => 0,
+            Phase::Connecting => 1,
+            Phase::SendingInputs => 2,
+            Phase::Building => 3,
+            Phase::ReceivingOutputs => 4,
+            Phase::PostProcessing => 5,
+        }
     }
 
     pub fn text(self) -> &'static str {

@@ -125,18 +125,27 @@ impl Plan {
         if run.phase == phase {
             return;
         }
+        let spent = (run.phase, now.since(run.phase_since));
         run.phase = phase;
         run.phase_since = now;
         let machine = run.machine;
         let leaves = run.holds_slot && phase >= Phase::ReceivingOutputs;
         run.holds_slot &= !leaves;
         if phase >= Phase::Building {
+            self.moves();
             self.machines.works(machine, now);
         }
         if leaves {
             self.machines.vacate(machine, now);
         }
+        self.spend(machine, spent);
         self.record(Record::Phase { run: id, phase });
+    }
+
+    /// A run on this machine was in a phase for so many milliseconds.
+    fn spend(&mut self, machine: u32, (phase, ms): (Phase, u64)) {
+        self.totals.phase_ms[phase.index()] += ms;
+        self.machines.spend(machine, phase, ms);
     }
 
     pub(super) fn run_ended(&mut self, id: RunId, end: RunEnd) {
@@ -159,6 +168,7 @@ impl Plan {
         if run.holds_slot {
             self.machines.vacate(run.machine, now);
         }
+        self.spend(run.machine, (run.phase, now.since(run.phase_since)));
         self.machines.run_over(run.machine, id, now);
         self.jobsets.vacate(run.payer);
 
@@ -350,6 +360,7 @@ impl Plan {
     }
 
     fn machine_works(&mut self, run: &Run) {
+        self.moves();
         self.machines.works(run.machine, self.now);
     }
 

@@ -312,6 +312,8 @@ pub struct PlanSettings {
     pub share_window_secs: u32,
     /// Above this many unwritten tickets: no new starts, no further page of the queue.
     pub unwritten_tickets_max: u64,
+    /// After this long without a start, although steps are ready and slots free, the plan says so; 0: never.
+    pub stall_warning_ms: u64,
     /// Questions to the inspectors under way at once.
     pub questions_max: u32,
     /// Work items (edges walked, steps touched) per turn.
@@ -331,6 +333,7 @@ impl Default for PlanSettings {
             probe_interval_ms: 60_000,
             share_window_secs: 86_400,
             unwritten_tickets_max: 20_000,
+            stall_warning_ms: 0,
             questions_max: 4_096,
             turn_budget: 20_000,
             caps: Vec::new(),

@@ -10,7 +10,7 @@ use super::explanation::*;
 use super::graph::State;
 use super::machines::{Machine, StepTime};
 use super::runs::Run;
-use super::{Held, Plan};
+use super::{Held, PhaseMs, Plan, Stall, Wait};
 use crate::base::hash::FixedMap;
 use crate::model::{BuildId, JobsetId, MachineId, Millis, Phase};
 
@@ -29,10 +29,16 @@ const STUCK_LOOKED_AT: usize = STUCK_SHOWN + 1;
 /// What Hydra keeps in `SystemStatus`, and what operators ask beyond it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
+    /// When this was so.
+    pub taken_at: Millis,
     /// Builds loaded and unfinished.
     pub builds_queued: u64,
     /// Builds finished since the start.
     pub builds_done: u64,
+    /// Of these, those that succeeded.
+    pub builds_succeeded: u64,
+    /// Builds taken into the queue since the start.
+    pub builds_loaded: u64,
     /// Builds listed as unfinished whose rows have been asked for.
     pub builds_asked: u64,
     /// Steps neither valid nor failed, inspected or not.
@@ -46,9 +52,21 @@ pub struct Snapshot {
     pub steps_uninspected: u64,
     /// Runnable steps no configured machine can do.
     pub steps_unsupported: u64,
+    /// Ready steps by what keeps them from being started; reasons without steps too.
+    pub waits: Vec<(Wait, u64)>,
+    /// Nothing is started, and the log has said so.
+    pub stall: Option<Stall>,
+    /// How often that was said.
+    pub stalls: u64,
+    /// Steps made since the start.
+    pub steps_created: u64,
+    /// Steps failed because no machine supports them.
+    pub steps_given_up: u64,
     pub steps_started: u64,
     /// Built or failed for good, on a machine.
     pub steps: StepTime,
+    /// Milliseconds that runs have spent in each phase.
+    pub phase_ms: PhaseMs,
     pub runs_active: u64,
     /// Runs in each phase, in the order of the phases; those without runs too.
     pub phases: Vec<(Phase, u64)>,
@@ -91,10 +109,13 @@ pub struct MachineStatus {
     pub idle_since: Option<Millis>,
     /// Steps built or failed for good there.
     pub steps: StepTime,
+    /// Milliseconds that runs have spent in each phase here.
+    pub phase_ms: PhaseMs,
     pub systems: Vec<Box<str>>,
     /// Includes the mandatory ones.
     pub supported_features: Vec<Box<str>>,
     pub mandatory_features: Vec<Box<str>>,
+    pub speed_factor: f32,
     /// When it last had a fault.
     pub last_fault: Option<Millis>,
 }
@@ -130,16 +151,7 @@ impl Plan {
         let count = |state: State| u64::from(self.states[state as usize]);
         let uninspected = count(State::Asking) + count(State::Inspecting) + count(State::AskLater);
         let waiting = count(State::Blocked) + count(State::Runnable) + count(State::Deferred);
-        let mut phases: Vec<(Phase, u64)> = [
-            Phase::Preparing,
-            Phase::Connecting,
-            Phase::SendingInputs,
-            Phase::Building,
-            Phase::ReceivingOutputs,
-            Phase::PostProcessing,
-        ]
-        .map(|phase| (phase, 0))
-        .into();
+        let mut phases: Vec<(Phase, u64)> = Phase::ALL.map(|phase| (phase, 0)).into();
         for run in self.runs.all() {
             for (phase, runs) in &mut phases {
                 *runs += u64::from(*phase == run.phase);
@@ -148,8 +160,17 @@ impl Plan {
         let unsupported = |&(number, _): &(usize, _)| !self.machines.supports(number as u32);
         let classes = self.index.classes.iter().enumerate();
         Snapshot {
+            taken_at: now,
             builds_queued: u64::from(self.builds.queued),
             builds_done: self.totals.builds_done,
+            builds_succeeded: self.totals.builds_succeeded,
+            builds_loaded: self.totals.builds_loaded,
+            steps_created: self.totals.steps_created,
+            steps_given_up: self.totals.steps_unsupported,
+            phase_ms: self.totals.phase_ms,
+            waits: self.waits(),
+            stall: self.standstill.stall.clone(),
+            stalls: self.standstill.count,
             builds_asked: u64::from(self.builds.asked),
             steps_unfinished: uninspected + waiting + count(State::Running) + count(State::Doomed),
             steps_runnable: count(State::Runnable),
@@ -195,6 +216,8 @@ impl Plan {
             systems: machine.spec.systems.clone(),
             supported_features: machine.spec.supported_features.clone(),
             mandatory_features: machine.spec.mandatory_features.clone(),
+            phase_ms: machine.phase_ms,
+            speed_factor: machine.spec.speed_factor,
             last_fault: (machine.last_fault > Millis(0)).then_some(machine.last_fault),
         };
         self.known_machines().map(status).collect()
@@ -203,6 +226,20 @@ impl Plan {
     fn known_machines(&self) -> impl Iterator<Item = &Machine> {
         let machines = self.machines.machines.iter().flatten();
         machines.filter(|machine| machine.listed || machine.current > 0)
+    }
+
+    fn waits(&self) -> Vec<(Wait, u64)> {
+        let mut waits: Vec<(Wait, u64)> = Wait::ALL.map(|wait| (wait, 0)).into();
+        let classes = self.index.classes.iter().enumerate();
+        for (number, class) in classes.filter(|(_, class)| class.runnable > 0) {
+            let found = self.wait_of(number as u32);
+            for (wait, steps) in &mut waits {
+                if *wait == found {
+                    *steps += u64::from(class.runnable);
+                }
+            }
+        }
+        waits
     }
 
     fn jobset_statuses(&self) -> Vec<JobsetStatus> {
@@ -422,6 +459,26 @@ impl Plan {
             builds: (builds, complete),
             order: (with_order && could_start(&reason)).then(|| self.order_of(step)),
             reason,
+        }
+    }
+
+    /// Why no machine that supports a class takes a step of it, though none is full.
+    pub(super) fn why_none_takes(&self, now: Millis, class: u32) -> String {
+        let able = |machine: &&Machine| {
+            machine.listed
+                && self.machines.kinds[machine.kind as usize]
+                    .classes
+                    .has(class)
+        };
+        let able = self.machines.machines.iter().flatten().filter(able);
+        match able.min_by_key(|machine| machine.until) {
+            Some(machine) => format!(
+                "every machine for it is set aside, ‘{}’ for {}s more: {}",
+                machine.spec.name,
+                machine.until.since(now) / 1000,
+                machine.last_error.as_deref().unwrap_or("no message")
+            ),
+            None => "every machine for it is disabled".into(),
         }
     }
 

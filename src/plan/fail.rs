@@ -354,6 +354,7 @@ impl Plan {
         let more = due.len() > UNSUPPORTED_PER_TURN;
         due.truncate(UNSUPPORTED_PER_TURN);
         for step in due {
+            self.totals.steps_unsupported += 1;
             self.fail_step(step, Cause::Unsupported);
         }
         let next = if more { self.now } else { next };

@@ -104,6 +104,7 @@ impl Plan {
     }
 
     fn add_build(&mut self, row: QueuedBuild, seen: Pass) {
+        self.totals.builds_loaded += 1;
         let mut build = Build {
             id: row.id,
             state: BuildState::Queued,
@@ -672,6 +673,9 @@ impl Plan {
             }
         }
         self.totals.builds_done += builds.len() as u64;
+        if !output.failed {
+            self.totals.builds_succeeded += builds.len() as u64;
+        }
     }
 
     /// Tells the monitor that it may send more, when what it sent has been digested.

@@ -12,9 +12,10 @@ use std::collections::{BTreeSet, VecDeque};
 use super::event::{MachineOrder, MachineSpec, OrderState, PlanSettings};
 use super::explanation::Standing;
 use super::index::Class;
+use super::PhaseMs;
 use crate::base::bits::Bits;
 use crate::base::random::Random;
-use crate::model::{MachineId, Millis, RunId};
+use crate::model::{MachineId, Millis, Phase, RunId};
 
 /// Faults within this time of the last counted one do not count again (Hydra).
 const BURST_MS: u64 = 30_000;
@@ -115,6 +116,7 @@ pub struct Machine {
     pub probe: Option<RunId>,
     pub idle_since: Millis,
     pub steps: StepTime,
+    pub phase_ms: PhaseMs,
     /// Whether it is counted in its kind's `machines` and `usable`.
     counted: (bool, bool),
     place: Place,
@@ -293,6 +295,7 @@ impl Machines {
                         probe: None,
                         idle_since: now,
                         steps: StepTime::default(),
+                        phase_ms: PhaseMs::default(),
                         counted: (false, false),
                         place: Place::Nowhere,
                     });
@@ -632,6 +635,32 @@ impl Machines {
     /// Is a machine that supports the class not set aside?
     pub fn covers(&self, class: u32) -> bool {
         self.covered.has(class)
+    }
+
+    /// Would a machine that supports the class take a step now?
+    pub fn takes(&self, class: u32) -> bool {
+        self.kinds
+            .iter()
+            .any(|kind| kind.best != NO_KEY && kind.classes.has(class))
+    }
+
+    /// Slots of configured machines that are not in use, set aside or not.
+    pub fn free_slots(&self) -> u64 {
+        let configured = self.machines.iter().flatten().filter(|m| m.listed);
+        configured
+            .map(|m| u64::from(m.spec.slots.saturating_sub(m.current)))
+            .sum()
+    }
+
+    /// Is a configured machine not in good standing?
+    pub fn on_trial(&self) -> bool {
+        let mut configured = self.machines.iter().flatten().filter(|m| m.listed);
+        configured.any(|m| m.failures > 0)
+    }
+
+    /// A run has spent time on the machine.
+    pub fn spend(&mut self, at: u32, phase: Phase, ms: u64) {
+        self.get_mut(at).phase_ms[phase.index()] += ms;
     }
 
     /// For the invariants: sets and counts agree with the machines; `held`: slots in use by runs, by machine.

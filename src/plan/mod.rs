@@ -16,6 +16,8 @@
 //! | `attempt` | from a runnable step to a run, and what its end means |
 //! | `fail` | failing, aborting and dropping what depends on a step |
 //! | `explain`, `explanation` | counts, and why a build does not build |
+//! | `listing` | steps one by one, for those who look |
+//! | `standstill` | a queue that does not move says so |
 //! | `invariants` | what must always hold |
 //! | `oracle` | Hydra's order written down plainly, to test against |
 //!
@@ -42,11 +44,13 @@ pub mod holds;
 mod index;
 mod ingest;
 mod invariants;
+mod listing;
 mod machines;
 pub mod oracle;
 mod runs;
 mod shares;
 pub mod simulation;
+mod standstill;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
@@ -63,12 +67,15 @@ use self::ingest::{Questions, Sweep};
 use self::machines::Machines;
 use self::runs::Runs;
 use self::shares::Jobsets;
+use self::standstill::Standstill;
 use crate::base::hash::FixedMap;
 use crate::base::random::Random;
-use crate::model::{Millis, RunId, Ticket};
+use crate::model::{Millis, Phase, RunId, Ticket};
 
 pub use self::explain::{JobsetStatus, MachineStatus, Snapshot, SystemTypeStatus};
+pub use self::listing::{StepList, StepStatus};
 pub use self::machines::StepTime;
+pub use self::standstill::{Stall, Wait};
 
 /// Unsupported steps failed per turn.
 const UNSUPPORTED_PER_TURN: usize = 1_000;
@@ -87,13 +94,24 @@ enum Timer {
     Class(u32),
     /// An emergency may be over.
     Emergency,
+    /// The queue may not have moved for too long.
+    Standstill,
 }
+
+/// Milliseconds by phase, in the order of [`Phase::ALL`].
+pub type PhaseMs = [u64; Phase::ALL.len()];
 
 /// Numbers that only rise.
 #[derive(Clone, Copy, Default)]
 struct Totals {
     steps: StepTime,
     builds_done: u64,
+    builds_succeeded: u64,
+    builds_loaded: u64,
+    steps_created: u64,
+    steps_unsupported: u64,
+    /// Milliseconds that runs have spent in each phase.
+    phase_ms: PhaseMs,
     retries: u64,
     tries_most: u32,
     stale_answers: u64,
@@ -156,6 +174,7 @@ pub struct Plan {
     troubles: FixedMap<u32, Trouble>,
     /// There may be more to start.
     placing: bool,
+    standstill: Standstill,
     /// Compare every start with the plain order.
     audited: bool,
     states: [u32; STATES],
@@ -200,6 +219,7 @@ impl Plan {
             holds: BTreeMap::new(),
             troubles: FixedMap::default(),
             placing: false,
+            standstill: Standstill::default(),
             audited: false,
             states: [0; STATES],
             totals: Totals::default(),
@@ -223,6 +243,7 @@ impl Plan {
         self.ring();
         self.work();
         self.place();
+        self.watch_standstill();
         self.acknowledge_pages();
         actions.append(&mut self.out);
     }
@@ -383,6 +404,8 @@ impl Plan {
                 }
                 // Looked at in every turn.
                 Timer::Emergency => {}
+                // The end of the turn looks.
+                Timer::Standstill => {}
                 Timer::Machine(machine) => self.machines.ring(machine, self.now),
                 Timer::Class(class) => {
                     if self.class_due.get(class as usize) == Some(&at) {
@@ -438,6 +461,7 @@ impl Plan {
             from.may_become(to),
             "BUG: a step changes from {from:?} to {to:?}"
         );
+        self.totals.steps_created += u64::from(from == State::Free);
         slot.stamp = slot.stamp.wrapping_add(1);
         slot.state = to;
         let in_index = from == State::Runnable && !std::mem::take(&mut slot.rekey);

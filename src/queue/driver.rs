@@ -9,13 +9,15 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use super::inspect::Question;
 use super::{monitor, Context};
 use crate::db::writer::{Body, Entry, Message};
+use crate::model::Millis;
 use crate::plan::action::{Action, Level};
 use crate::plan::event::{Event, Outcome, QuestionId, RunEnd, EVENTS_PER_TURN, ITEMS_PER_TURN};
 use crate::plan::explanation::{Explanation, MachineExplanation, Subject};
-use crate::plan::{Plan, Snapshot};
+use crate::plan::Plan;
 use crate::sys::clock::{unix_now, PlanClock};
+use crate::sys::heartbeat;
 
-/// Messages taken before questions are handed out and the watchdog hears of us.
+/// Messages taken before questions are handed out.
 const MESSAGES_PER_ROUND: usize = 256;
 /// Derivations in one batch for an inspector.
 const BATCH: usize = 256;
@@ -23,12 +25,12 @@ const BATCH: usize = 256;
 /// What comes into the plan's inbox.
 pub enum Inbox {
     Event(Event),
-    /// Somebody wants to know how things are.
-    Snapshot(Sender<Snapshot>),
     /// Why something is not building.
     Explain(Subject, Sender<Option<Explanation>>),
     /// How each machine is.
     Machines(Sender<Vec<MachineExplanation>>),
+    /// Somebody wants to know something of the plan: to be called with it and its time, and to be quick.
+    Look(Box<dyn FnOnce(&Plan, Millis) + Send>),
     /// Are all runs over and all records written?
     Idle(Sender<bool>),
     Leave,
@@ -54,7 +56,10 @@ pub fn drive(plan: Plan, clock: PlanClock, inbox: &Receiver<Inbox>, ways: &Ways)
         records: Vec::new(),
         own: VecDeque::new(),
     };
+    let turns = &ways.context.meters.plan;
+    let mut done = Instant::now();
     loop {
+        heartbeat::idle("waiting for events");
         let message = match driver
             .plan
             .wake_at()
@@ -63,6 +68,8 @@ pub fn drive(plan: Plan, clock: PlanClock, inbox: &Receiver<Inbox>, ways: &Ways)
             Some(at) => inbox.recv_deadline(at),
             None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
+        heartbeat::busy("taking turns");
+        let woken = turns.woken(done);
         let mut next = match message {
             Ok(message) => Some(message),
             Err(RecvTimeoutError::Timeout) => Some(Inbox::Event(Event::Tick)),
@@ -82,7 +89,7 @@ pub fn drive(plan: Plan, clock: PlanClock, inbox: &Receiver<Inbox>, ways: &Ways)
         if !driver.batch.is_empty() {
             hand_out(&mut driver.batch, &ways.questions);
         }
-        ways.context.heartbeat(Instant::now());
+        done = turns.done(woken);
     }
 }
 
@@ -118,7 +125,7 @@ impl Driver<'_> {
         let now = self.clock.now();
         // Whoever asked may have given up.
         match message {
-            Inbox::Snapshot(reply) => drop(reply.try_send(self.plan.snapshot(now))),
+            Inbox::Look(look) => look(&self.plan, now),
             Inbox::Explain(subject, reply) => {
                 drop(reply.try_send(self.plan.explain(now, &subject)))
             }

@@ -21,6 +21,7 @@ use crate::nix::products::{self, OutputScan};
 use crate::plan::event::{Event, QuestionId, StepFacts, StepSpec};
 use crate::store::destination::Trouble;
 use crate::sys::child::plain_error;
+use crate::sys::heartbeat::{self, Patience};
 
 /// Pause between attempts while something of ours is away.
 const AWAY_PAUSE: Duration = Duration::from_secs(2);
@@ -34,7 +35,11 @@ pub enum Question {
 
 /// The body of an inspector.
 pub fn serve(context: &Context, parsers: &rayon::ThreadPool, questions: &Receiver<Question>) {
-    for question in questions {
+    loop {
+        heartbeat::idle("waiting for questions");
+        let Ok(question) = questions.recv() else {
+            return;
+        };
         match question {
             Question::Inspect(batch) => {
                 let batch = context.leftovers.park(batch);
@@ -42,6 +47,7 @@ pub fn serve(context: &Context, parsers: &rayon::ThreadPool, questions: &Receive
                 context.tell_plan(Event::Facts { answers });
             }
             Question::Describe(question, drv) => {
+                heartbeat::busy("describing outputs");
                 let output = describe(context, &drv)
                     .map(Arc::new)
                     .map_err(String::into_boxed_str);
@@ -67,6 +73,7 @@ pub fn inspect(
     parsers: &rayon::ThreadPool,
     batch: &[(QuestionId, Arc<str>)],
 ) -> Vec<(QuestionId, StepFacts)> {
+    heartbeat::busy("reading derivations");
     if batch.len() == 1 {
         // Not worth waking another thread.
         return inspect_few(context, batch);
@@ -74,7 +81,13 @@ pub fn inspect(
     let scanned = parsers.install(|| {
         batch
             .par_iter()
-            .map(|(_, drv)| scan(context, drv))
+            .map(|(_, drv)| {
+                heartbeat::about(Some(drv.clone()));
+                let work = || scan(context, drv);
+                let scanned = heartbeat::during("reading a derivation", Patience::Watchdog, work);
+                heartbeat::about(None);
+                scanned
+            })
             .collect()
     });
     judge(context, batch, scanned)
@@ -237,6 +250,7 @@ fn until_it_works<T: Default, E: std::fmt::Display>(
 ) -> T {
     let mut told = false;
     loop {
+        heartbeat::busy("asking the local store or the database");
         match ask() {
             Ok(answer) => return answer,
             Err(_) if context.is_stopping() => return T::default(),
@@ -245,6 +259,7 @@ fn until_it_works<T: Default, E: std::fmt::Display>(
                     log::warn!("inspection waits for {whom}: {error}");
                     told = true;
                 }
+                heartbeat::idle("waiting for something of ours that is away");
                 std::thread::sleep(AWAY_PAUSE);
             }
         }

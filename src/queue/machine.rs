@@ -15,6 +15,7 @@ use super::slot::SlotThreads;
 use crate::base::lock::{lock, read, write};
 use crate::config::machines::MachineLine;
 use crate::model::MachineId;
+use crate::sys::heartbeat;
 use crate::sys::kill::KillSwitch;
 use crate::sys::thread;
 
@@ -80,6 +81,7 @@ impl Tokens {
 
     /// Waits for a permit, a while at a time, so that a thrown switch is noticed.
     fn take(&self, kill: &KillSwitch, until: Option<Instant>) -> Option<Token> {
+        heartbeat::idle("waiting for its turn to connect");
         loop {
             if self.take.recv_timeout(Duration::from_millis(200)).is_ok() {
                 return Some(Token(self.give.clone()));

@@ -10,8 +10,10 @@ pub mod driver;
 pub mod explain;
 pub mod inspect;
 pub mod machine;
+pub mod meters;
 pub mod monitor;
 pub mod observe;
+pub mod pages;
 pub mod runs;
 pub mod salvage;
 pub mod sender;
@@ -25,7 +27,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{bounded, never, select, unbounded, Receiver, Sender};
+use crossbeam_channel::{bounded, never, select, unbounded, Receiver, Sender, TrySendError};
 
 use crate::base::lock::{lock, read, write};
 use crate::config::machines::{LocalHost, MachinesFiles};
@@ -35,11 +37,11 @@ use crate::db::leftovers;
 use crate::db::listen::Listener;
 use crate::db::locks::{self, LockProof, ServiceLock, Taken};
 use crate::db::pool::Pool;
-use crate::db::writer::{self, Writer};
+use crate::db::writer::{self, Writer, WriterCounters};
 use crate::db::{schema, DbError};
-use crate::model::{BuildId, Ticket};
+use crate::model::{BuildId, Millis, Ticket, UnixSecs};
 use crate::plan::event::{Cap, Event, Hold, PlanSettings};
-use crate::plan::Plan;
+use crate::plan::{Plan, Snapshot};
 use crate::store::destination::{Destination, Manner};
 use crate::store::local::LocalStore;
 use crate::store::logs::LogStore;
@@ -47,12 +49,17 @@ use crate::store::nix_conf;
 use crate::store::presence::Lifetimes;
 use crate::store::roots::GcRoots;
 use crate::sys::clock::PlanClock;
+use crate::sys::heartbeat::Patience;
 use crate::sys::lockfile::LockFile;
+use crate::sys::shared::Shared;
 use crate::sys::signals::Signal;
-use crate::sys::{systemd, thread};
+use crate::sys::systemd::Sockets;
+use crate::sys::{heartbeat, systemd, thread, watchdog};
+use crate::web::server::Server;
 
 use driver::{Inbox, Ways};
 use machine::{Keeping, Registry};
+use meters::Meters;
 use runs::Runs;
 use salvage::Leftovers;
 
@@ -65,6 +72,10 @@ const INBOX: usize = 8_192;
 const INSPECTORS: usize = 2;
 /// How long the start waits for a connection to read the operators' orders.
 const ORDERS_PATIENCE: Duration = Duration::from_secs(30);
+/// How often it is made sure that every thread is there.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// How long whoever asks for the status waits for the plan.
+const STATUS_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the last records may take after the last run.
 const LAST_RECORDS: Duration = Duration::from_secs(10);
 
@@ -128,15 +139,24 @@ pub struct Context {
     stopping: AtomicBool,
     limits: RwLock<Limits>,
     lock: Mutex<Option<LockProof>>,
+    /// Asked for by many, answered by the plan once for all of them.
+    snapshots: Shared<Snapshot>,
+    /// Builds whose end nobody has been told yet, and since when the oldest waits.
+    pending: Shared<(u64, Option<UnixSecs>)>,
+    pub meters: Meters,
+    writer_counters: Arc<WriterCounters>,
     started: Instant,
-    beat: Mutex<Instant>,
 }
 
 impl Context {
     /// Gives the plan an event; waits while its inbox is full.
     pub fn tell_plan(&self, event: Event) {
         // After the plan has left nothing needs to be known any more.
-        let _ = self.plan.send(Inbox::Event(event));
+        if let Err(TrySendError::Full(message)) = self.plan.try_send(Inbox::Event(event)) {
+            heartbeat::during("waiting for the plan", Patience::Unlimited, || {
+                let _ = self.plan.send(message);
+            });
+        }
     }
 
     pub fn is_stopping(&self) -> bool {
@@ -166,15 +186,6 @@ impl Context {
         Ok(sessions)
     }
 
-    /// The plan's thread lives.
-    pub fn heartbeat(&self, now: Instant) {
-        *lock(&self.beat) = now;
-    }
-
-    fn last_beat(&self) -> Instant {
-        *lock(&self.beat)
-    }
-
     /// A ticket whose record is not needed.
     pub fn void_ticket(&self, ticket: Ticket) {
         let entry = writer::Entry {
@@ -185,15 +196,47 @@ impl Context {
         let _ = self.writer.send(writer::Message::Write(vec![entry]));
     }
 
+    /// Has the plan looked at by its own thread. `None`: it does not answer in time, or has left.
+    pub fn look<T: Send + 'static>(
+        &self,
+        patience: Duration,
+        look: impl FnOnce(&Plan, Millis) -> T + Send + 'static,
+    ) -> Option<T> {
+        // One answer.
+        let (reply, answer) = bounded(1);
+        let until = Instant::now() + patience;
+        let look = Box::new(move |plan: &Plan, now: Millis| {
+            // Whoever asked may have given up.
+            let _ = reply.try_send(look(plan, now));
+        });
+        heartbeat::during("waiting for the plan", Patience::Unlimited, || {
+            self.plan.send_deadline(Inbox::Look(look), until).ok()?;
+            answer.recv_deadline(until).ok()
+        })
+    }
+
+    /// How things are, at most so old. `None`: the plan does not answer in time.
+    pub fn snapshot(&self, age_max: Duration, patience: Duration) -> Option<Arc<Snapshot>> {
+        self.snapshots
+            .get(age_max, patience, || self.look(patience, Plan::snapshot))
+    }
+
     /// Asks the plan how things are and has the `SystemStatus` row replaced.
     pub fn dump_status(&self) {
-        let (reply, answer) = bounded(1);
-        if self.plan.send(Inbox::Snapshot(reply)).is_err() {
-            return;
-        }
-        if let Ok(snapshot) = answer.recv_timeout(Duration::from_secs(10)) {
+        if let Some(snapshot) = self.snapshot(Duration::ZERO, STATUS_PATIENCE) {
             let json = status::system_status(self, &snapshot, self.started.elapsed());
             let _ = self.writer.send(writer::Message::Status(json));
+        }
+    }
+
+    /// What systemd shows of the service.
+    fn one_line(&self) -> String {
+        match self.snapshot(STATUS_PATIENCE, Duration::from_secs(1)) {
+            Some(now) => format!(
+                "{} builds queued; {} steps running, {} ready, {} waiting for inputs",
+                now.builds_queued, now.runs_active, now.steps_runnable, now.steps_blocked
+            ),
+            None => "the plan is too busy to say how things are".into(),
         }
     }
 }
@@ -238,6 +281,8 @@ pub struct Config {
     pub beside: bool,
     /// Build this one and leave.
     pub build_one: Option<BuildId>,
+    /// What systemd has opened for us.
+    pub sockets: Mutex<Sockets>,
 }
 
 /// Runs the queue runner until a signal ends it.
@@ -286,6 +331,9 @@ struct Service {
     context: Arc<Context>,
     machines: Sender<watch_machines::Message>,
     monitor: Sender<monitor::Message>,
+    /// Closed at the end.
+    watchdog: Sender<()>,
+    http: Option<Server>,
     threads: Vec<(&'static str, JoinHandle<()>)>,
     writer: JoinHandle<()>,
     plan: JoinHandle<()>,
@@ -389,8 +437,11 @@ fn context(
         stopping: AtomicBool::new(false),
         limits: RwLock::new(limits(settings)),
         lock: Mutex::new(proof),
+        snapshots: Shared::default(),
+        pending: Shared::default(),
+        meters: Meters::default(),
+        writer_counters: Arc::default(),
         started: Instant::now(),
-        beat: Mutex::new(Instant::now()),
     });
     let ends = Ends {
         plan: plan_inbox,
@@ -538,6 +589,9 @@ pub fn plan_settings(settings: &Settings) -> PlanSettings {
         caps: settings.max_running_steps.iter().map(cap).collect(),
         // Without a pause a broken machine would be tried, and each try recorded, without end.
         retry_interval_ms: (settings.retry_interval.as_millis() as u64).max(1_000),
+        stall_warning_ms: settings
+            .stall_warning
+            .map_or(0, |after| after.as_millis() as u64),
         ..PlanSettings::default()
     }
 }
@@ -599,6 +653,7 @@ fn start_writer(
             }
         }),
         position,
+        counters: context.writer_counters.clone(),
     });
     spawn("writer", move || writer.run(&inbox))
 }
@@ -653,6 +708,30 @@ fn start_threads(
             watch_machines::watch(&for_machines, files, &machines_inbox)
         })?,
     ));
+    let (watchdog_ended, ended) = bounded(0);
+    let (watched, patience) = (context.clone(), config.settings.watchdog_patience);
+    threads.push((
+        "watchdog",
+        spawn("watchdog", move || {
+            let watched = watchdog::Watched {
+                patience,
+                essential: &["plan"],
+                status: &|| watched.one_line(),
+            };
+            watchdog::watch(&watched, &ended)
+        })?,
+    ));
+    let sockets = std::mem::take(
+        &mut *config
+            .sockets
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner()),
+    );
+    let http =
+        pages::serve(&context, &config.settings, sockets).map_err(|error| Error::System {
+            what: "threads for HTTP",
+            error,
+        })?;
     let for_probe = context.clone();
     threads.push((
         "probe",
@@ -662,6 +741,8 @@ fn start_threads(
         context,
         machines: machines_sender,
         monitor: monitor_sender,
+        watchdog: watchdog_ended,
+        http,
         threads,
         writer,
         plan,
@@ -674,7 +755,14 @@ fn start_threads(
 /// # Errors
 /// When the system refuses threads.
 pub fn parsers() -> Result<rayon::ThreadPool, Error> {
-    let builder = rayon::ThreadPoolBuilder::new().thread_name(|n| format!("parse-{n}"));
+    let builder = rayon::ThreadPoolBuilder::new().spawn_handler(|body| {
+        let name = format!("parse-{}", body.index());
+        let run = move || {
+            heartbeat::idle("waiting for derivations");
+            body.run();
+        };
+        thread::spawn(name, run).map(drop)
+    });
     builder.build().map_err(|error| Error::System {
         what: "threads for parsing",
         error: std::io::Error::other(error),
@@ -694,7 +782,7 @@ pub fn machines_files(local: LocalHost) -> MachinesFiles {
 impl Service {
     /// Serves until told to stop, then stops in order.
     fn serve(self, config: &Config, signals: &Receiver<Signal>) {
-        systemd::notify("READY=1\nSTATUS=building");
+        systemd::notify("READY=1");
         if !self.context.dest.is_local() {
             log::info!("outputs go to {}", self.context.dest.describe());
         }
@@ -703,36 +791,26 @@ impl Service {
             config.target.describe(),
             self.context.store.describe()
         );
-        let beat = systemd::watchdog_interval().unwrap_or(Duration::from_secs(10));
         let one_ended = match config.build_one {
             Some(id) => build_one::watch(&self.context, id),
             None => never(),
         };
         loop {
+            heartbeat::idle("waiting for signals");
             select! {
                 recv(signals) -> signal => match signal {
                     Ok(Signal::Reload) => self.reload(config),
                     Ok(Signal::Stop) | Err(_) => break,
                 },
                 recv(one_ended) -> _ => break,
-                default(beat) => self.watch(beat),
+                default(LOOK_EVERY) => self.leave_if_broken(),
             }
         }
         self.stop(config, signals);
     }
 
-    /// Feeds systemd's watchdog while the plan answers; PostgreSQL or a machine being away is no reason not to.
-    fn watch(&self, beat: Duration) {
-        let (reply, answer) = bounded(1);
-        let asked = self.context.plan.try_send(Inbox::Idle(reply)).is_ok();
-        let answered = asked && answer.recv_timeout(beat).is_ok();
-        // A full inbox is no stall as long as the plan works it off.
-        if answered || self.context.last_beat().elapsed() < beat {
-            systemd::notify("WATCHDOG=1");
-        } else {
-            let age = self.context.last_beat().elapsed().as_secs();
-            log::error!("the thread 'plan' has not answered for {age} s");
-        }
+    /// A service that has lost a thread is left, so that the next start makes everything right.
+    fn leave_if_broken(&self) {
         for (name, handle) in &self.threads {
             if handle.is_finished() && *name != "probe" {
                 log::error!("the thread '{name}' has ended: leaving, so that the next start makes everything right");
@@ -746,6 +824,7 @@ impl Service {
     }
 
     fn reload(&self, config: &Config) {
+        heartbeat::busy("reading the settings");
         systemd::notify("RELOADING=1");
         match Settings::load(&|name| std::env::var(name).ok(), &config.overrides) {
             Ok(settings) => {
@@ -765,6 +844,7 @@ impl Service {
 
     fn stop(self, config: &Config, signals: &Receiver<Signal>) {
         systemd::notify("STOPPING=1");
+        heartbeat::idle("stopping");
         self.context.tell_plan(Event::Stop);
         let running = self.context.runs.count();
         let patience = config.settings.stop_timeout;
@@ -809,6 +889,10 @@ impl Service {
         let _ = self.plan.join();
         drop(self.machines);
         drop(self.monitor);
+        drop(self.watchdog);
+        if let Some(http) = self.http {
+            http.end();
+        }
         for machine in self.context.machines.all() {
             machine.close_all();
         }

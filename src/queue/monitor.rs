@@ -11,12 +11,14 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 use super::{Context, Sessions};
+use crate::db::pool::Conn;
 use crate::db::queue as statements;
 use crate::db::{orders, questions, writer, DbError};
 use crate::model::{BuildId, JobsetId, Ticket, UnixSecs};
 use crate::plan::event::{Event, Pass, QueuedBuild};
 use crate::plan::holds::EMERGENCIES_MAX;
 use crate::sys::clock::unix_now;
+use crate::sys::heartbeat;
 
 /// Channels that concern the queue.
 pub const CHANNELS: [&str; 9] = [
@@ -110,7 +112,9 @@ impl Monitor {
     /// Runs until nobody can tell it anything any more.
     pub fn run(mut self) {
         let mut told_away = false;
+        let mut done = Instant::now();
         loop {
+            heartbeat::idle("waiting for notices");
             match self.inbox.recv_timeout(self.patience()) {
                 Ok(message) => {
                     self.take(message);
@@ -124,7 +128,11 @@ impl Monitor {
             if self.context.is_stopping() {
                 return;
             }
-            match self.work() {
+            heartbeat::busy("reading the queue");
+            let woken = self.context.meters.monitor.woken(done);
+            let worked = self.work();
+            done = self.context.meters.monitor.done(woken);
+            match worked {
                 Ok(()) if told_away => {
                     log::info!("the queue monitor can read the database again");
                     told_away = false;
@@ -135,6 +143,7 @@ impl Monitor {
                         log::error!("queue monitor: {error}; trying again until it works");
                         told_away = true;
                     }
+                    heartbeat::idle("waiting for the database");
                     std::thread::sleep(AWAY_PAUSE);
                 }
             }
@@ -199,7 +208,7 @@ impl Monitor {
             self.added_from = None;
         }
         if let Some(from) = self.added_from {
-            let rows = statements::builds_from(&mut *self.conn()?, from, PAGE as i64)?;
+            let rows = self.read_builds(|conn| statements::builds_from(conn, from, PAGE as i64))?;
             self.send_rows(rows)?;
             self.added_from = None;
         }
@@ -227,7 +236,7 @@ impl Monitor {
                 break;
             };
             let ids: Vec<i32> = builds.iter().map(|id| id.0).collect();
-            let rows = statements::builds(&mut *self.conn()?, &ids)?;
+            let rows = self.read_builds(|conn| statements::builds(conn, &ids))?;
             self.send_rows(rows)?;
             self.wanted.pop_front();
         }
@@ -287,6 +296,7 @@ impl Monitor {
         self.last_list = began;
         self.pass += 1;
         let pass = Pass(self.pass);
+        self.context.meters.lists_begun.add(1);
         self.context.tell_plan(Event::SnapshotBegins { pass });
         let written = Ticket(self.context.written.load(Ordering::SeqCst));
         let listed = self
@@ -328,6 +338,7 @@ impl Monitor {
                 builds: emergencies,
             });
         }
+        self.context.meters.lists_read.add(1);
         let took = began.elapsed();
         self.list_not_before = Instant::now() + (took * LIST_REST_FACTOR).min(LIST_REST_MAX);
         log::debug!(
@@ -376,6 +387,19 @@ impl Monitor {
         Ok(())
     }
 
+    fn read_builds(
+        &self,
+        read: impl FnOnce(&mut Conn) -> Result<Vec<QueuedBuild>, DbError>,
+    ) -> Result<Vec<QueuedBuild>, DbError> {
+        let mut conn = self.conn()?;
+        let began = Instant::now();
+        let rows = read(&mut conn)?;
+        let meters = &self.context.meters;
+        meters.builds_read_time.add(began.elapsed());
+        meters.builds_read.add(rows.len() as u64);
+        Ok(rows)
+    }
+
     fn conn(&self) -> Result<crate::db::PooledConn, DbError> {
         self.context.pool.get(Duration::from_secs(30))
     }
@@ -393,7 +417,9 @@ pub fn listen(context: &Context, first: Sessions, monitor: &Sender<Message>) {
         if monitor.send(Message::Listening).is_err() {
             return;
         }
+        heartbeat::busy("listening");
         loop {
+            heartbeat::progress();
             if context.lock_proof().is_none()
                 || (checked.elapsed() >= LOCK_CHECK && current.lock.check().is_err())
             {
@@ -432,6 +458,7 @@ pub fn listen(context: &Context, first: Sessions, monitor: &Sender<Message>) {
 fn connect(context: &Context) -> Option<Sessions> {
     let mut told = false;
     while !context.is_stopping() {
+        heartbeat::busy("connecting to the database");
         match context.listen_and_lock() {
             Ok(sessions) => {
                 log::info!("listening on the database again");
@@ -444,6 +471,7 @@ fn connect(context: &Context) -> Option<Sessions> {
                     );
                     told = true;
                 }
+                heartbeat::idle("waiting for the database");
                 std::thread::sleep(AWAY_PAUSE);
             }
         }

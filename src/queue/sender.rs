@@ -13,7 +13,7 @@ use super::machine::Machine;
 use crate::base::lock::lock;
 use crate::store::destination::{Destination, Trouble as DestTrouble};
 use crate::store::local::PathMeta;
-use crate::sys::thread;
+use crate::sys::{heartbeat, thread};
 use crate::wire::Error as WireError;
 
 /// A closure to be sent over a build connection.
@@ -86,6 +86,8 @@ impl SendThread {
 /// The body of the thread.
 fn serve(machine: &Machine, dest: &Destination, jobs: &Receiver<SendJob>) {
     loop {
+        heartbeat::about(None);
+        heartbeat::idle("waiting for something to send");
         match jobs.recv_timeout(machine.thread_idle_max()) {
             Ok(SendJob {
                 mut connection,

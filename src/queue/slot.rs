@@ -29,6 +29,7 @@ use crate::store::destination::{TakeError, Trouble as DestTrouble};
 use crate::store::local::PathMeta;
 use crate::sys::child::plain_error;
 use crate::sys::clock::unix_now;
+use crate::sys::heartbeat::{self, Patience};
 use crate::sys::kill::KillSwitch;
 use crate::sys::pipes::{BuildLimits, ReplyWait};
 use crate::sys::thread;
@@ -116,6 +117,8 @@ fn serve(context: &Arc<Context>, machine: &Arc<Machine>, queue: &Receiver<Start>
             }
         }
         lock(&machine.slots.state).idle += 1;
+        heartbeat::about(None);
+        heartbeat::idle("waiting for a run");
         next = match queue.recv_timeout(machine.thread_idle_max()) {
             Ok(start) => Some(start),
             Err(_) => {
@@ -137,6 +140,7 @@ fn attempt(context: &Arc<Context>, machine: &Arc<Machine>, kill: &Arc<KillSwitch
     let run = start.run;
     let ticket = start.ticket;
     context.runs.arm(run, kill);
+    heartbeat::about(Some(start.drv.clone()));
     let began = unix_now();
     let mut attempt = Attempt {
         context,
@@ -302,6 +306,7 @@ impl Attempt<'_> {
     }
 
     fn build(&mut self) -> Result<Outcome, Stop> {
+        heartbeat::busy("reading the derivation");
         let work = self.read_derivation()?;
         self.announce(&work)?;
         let mut connection = self.connect()?;
@@ -544,6 +549,7 @@ impl Attempt<'_> {
         let Some(committed) = &self.announced else {
             return Err(ours("BUG: no row is on its way"));
         };
+        heartbeat::idle("waiting for its row");
         loop {
             match committed.recv_timeout(KILL_CHECK) {
                 Ok(StartAck::Written) => return Ok(()),
@@ -573,6 +579,7 @@ impl Attempt<'_> {
 
     /// Brings the closure of the inputs to the machine: what it has, what it can substitute, then what is left.
     fn send_inputs(&self, mut connection: Connection, work: &Work) -> Result<Connection, Stop> {
+        heartbeat::busy("reading the closure of the inputs");
         let closure = self.closure_of_inputs(work)?;
         let paths: Vec<&str> = closure.iter().map(|meta| &*meta.path).collect();
         let deadlines = self.machine.deadlines();
@@ -726,6 +733,7 @@ impl Attempt<'_> {
                 reply,
             },
         )?;
+        heartbeat::idle("waiting for its inputs to be sent");
         loop {
             match answer.recv_timeout(KILL_CHECK) {
                 Ok((connection, Ok(sent))) => {
@@ -754,6 +762,7 @@ impl Attempt<'_> {
     }
 
     fn begin_log(&self) -> Result<File, Stop> {
+        heartbeat::busy("beginning the log");
         self.context.logs.begin(&self.start.drv).map_err(|error| {
             ours(format!(
                 "cannot write the log of {}: {}",
@@ -888,6 +897,7 @@ impl Attempt<'_> {
                 self.machine.name
             );
         }
+        heartbeat::busy("making GC roots");
         self.add_roots(work)?;
         Ok(Outcome::Built {
             output: Arc::new(output),
@@ -1034,6 +1044,7 @@ impl Attempt<'_> {
         }
         let mut scans = HashMap::new();
         if self.machine.line().is_localhost {
+            heartbeat::enter("reading the outputs", Patience::Deadline(deadlines.receive));
             for (path, scan) in paths.iter().zip(store.scan(&paths).map_err(ours)?) {
                 scans.insert((*path).to_owned(), scan);
             }

@@ -10,6 +10,7 @@ use super::{salvage, Context};
 use crate::config::machines::{shrank, MachineLine, MachinesFiles, MachinesFromEnv};
 use crate::model::MachineId;
 use crate::plan::event::{Event, MachineSpec};
+use crate::sys::heartbeat;
 
 /// How often the files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -38,6 +39,7 @@ pub fn watch(context: &Arc<Context>, mut files: MachinesFiles, inbox: &Receiver<
     let mut tidied = Instant::now();
     let mut force = true;
     loop {
+        heartbeat::busy("reading the machines files");
         if force || files.changed().unwrap_or(true) {
             match read(&mut files) {
                 Ok((machines, is_complete)) => {
@@ -87,12 +89,14 @@ pub fn watch(context: &Arc<Context>, mut files: MachinesFiles, inbox: &Receiver<
         }
         if tidied.elapsed() >= TIDY_EVERY {
             tidied = Instant::now();
+            heartbeat::busy("closing unused connections");
             for machine in context.machines.all() {
                 machine.close_stale();
                 machine.warm_up();
             }
             context.store.close_stale();
         }
+        heartbeat::idle("waiting for changes");
         match inbox.recv_timeout(LOOK_EVERY) {
             Ok(Message::Reload) => force = true,
             Err(RecvTimeoutError::Timeout) => {}

@@ -21,6 +21,7 @@ use crate::model::UnixSecs;
 use crate::nix::products::{self, MemberScan};
 use crate::nix::{StoreDir, ValidPathInfo};
 use crate::sys::child::{self, plain_error, PipedChild};
+use crate::sys::heartbeat;
 use crate::sys::kill::KillSwitch;
 use crate::sys::pipes::{self, PipeReader, PipeWriter, Pipes};
 use crate::wire::worker::WorkerClient;
@@ -356,6 +357,7 @@ impl LocalStore {
 
     fn permit(&self) -> Permit<'_> {
         // Every holder is bounded by `answer_max`, so this wait is too.
+        heartbeat::idle("waiting for its turn with the local store");
         let _ = self.permits.1.recv();
         Permit(&self.permits.0)
     }

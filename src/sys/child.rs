@@ -10,7 +10,10 @@ use std::time::{Duration, Instant};
 const END_STEP: Duration = Duration::from_secs(5);
 
 /// Variables that mean us and nobody we start. With IN_SYSTEMD Nix puts journal levels into its words.
-const OURS_ALONE: [&str; 4] = [
+const OURS_ALONE: [&str; 7] = [
+    "LISTEN_FDNAMES",
+    "LISTEN_FDS",
+    "LISTEN_PID",
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
     "WATCHDOG_PID",

@@ -4,10 +4,13 @@
 
 pub mod child;
 pub mod clock;
+pub mod heartbeat;
 pub mod kill;
 pub mod lockfile;
 pub mod pipes;
 pub mod process;
+pub mod shared;
 pub mod signals;
 pub mod systemd;
 pub mod thread;
+pub mod watchdog;

@@ -14,6 +14,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use super::heartbeat::{self, Patience};
 use super::kill::KillSwitch;
 use crate::base::lock::lock;
 
@@ -159,6 +160,7 @@ pub fn open(
 impl Pipes {
     /// Names what is being done from now on and how long it may stand still.
     pub fn enter(&self, phase: &'static str, idle_max: Duration) {
+        heartbeat::enter(phase, Patience::Deadline(idle_max));
         *lock(&self.wait) = Wait {
             phase,
             idle_max,
@@ -252,6 +254,7 @@ impl Pipes {
 
     fn progress(&self) {
         lock(&self.wait).last_progress = Instant::now();
+        heartbeat::progress();
     }
 
     /// Takes what is in the stderr pipe without waiting.
@@ -311,6 +314,8 @@ impl Pipes {
         reader: &PipeReader,
         limits: &BuildLimits,
     ) -> io::Result<ReplyWait> {
+        // Watched by the build's own limits; without any it may take for ever.
+        heartbeat::idle("building");
         let kill = lock(&self.kill).clone();
         let started = Instant::now();
         loop {
@@ -390,7 +395,8 @@ impl Log {
             self.over_limit = true;
         }
         if self.error.is_none() {
-            if let Err(error) = self.file.write_all(&bytes[..keep]) {
+            let write = || self.file.write_all(&bytes[..keep]);
+            if let Err(error) = heartbeat::during("writing the log", Patience::Watchdog, write) {
                 self.error = Some(error);
             }
         }

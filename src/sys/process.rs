@@ -1,4 +1,6 @@
-//! Other processes.
+//! Processes: whether one is there, and what this one uses.
+
+use std::time::Duration;
 
 /// Whether a process is there and has not ended (one that ended and was not waited for has).
 pub fn is_alive(pid: u32) -> bool {
@@ -14,9 +16,68 @@ pub fn is_alive(pid: u32) -> bool {
     }
 }
 
+/// What this process uses; `None` where the system does not say.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Usage {
+    pub resident_bytes: Option<u64>,
+    pub virtual_bytes: Option<u64>,
+    pub open_fds: Option<u64>,
+    pub max_fds: Option<u64>,
+    pub threads: Option<u64>,
+    /// User and system time, without children.
+    pub cpu: Option<Duration>,
+}
+
+/// Looks at this process.
+pub fn usage() -> Usage {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let field = |name: &str| -> Option<u64> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_whitespace().next()?.parse().ok()
+    };
+    let kilobytes = |name: &str| field(name).map(|kilobytes| kilobytes * 1024);
+    let fds = std::fs::read_dir("/proc/self/fd").ok();
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the call fills the structure given to it.
+    let has_limit = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } == 0;
+    // SAFETY: all zeros is a value of this structure of numbers, and the call fills it.
+    let (used, has_used) = unsafe {
+        let mut used: libc::rusage = std::mem::zeroed();
+        let got = libc::getrusage(libc::RUSAGE_SELF, &mut used);
+        (used, got == 0)
+    };
+    let time = |time: libc::timeval| {
+        let micros = time.tv_sec as i64 * 1_000_000 + time.tv_usec as i64;
+        Duration::from_micros(u64::try_from(micros).unwrap_or(0))
+    };
+    Usage {
+        resident_bytes: kilobytes("VmRSS:"),
+        virtual_bytes: kilobytes("VmSize:"),
+        open_fds: fds.map(|fds| fds.count() as u64),
+        max_fds: has_limit.then_some(limit.rlim_cur),
+        threads: field("Threads:"),
+        cpu: has_used.then(|| time(used.ru_utime) + time(used.ru_stime)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn this_process_uses_something_of_everything() {
+        let usage = usage();
+        let (open, max) = (
+            usage.open_fds.expect("fds"),
+            usage.max_fds.expect("a limit"),
+        );
+        assert!(open > 2 && open <= max, "{usage:?}");
+        assert!(usage.resident_bytes < usage.virtual_bytes, "{usage:?}");
+        assert!(usage.threads >= Some(1) && usage.cpu.is_some(), "{usage:?}");
+    }
 
     #[test]
     fn an_ended_child_is_not_alive_before_it_is_waited_for() {

@@ -1,6 +1,9 @@
 //! The program under test, as a child process.
 
 use std::ffi::OsStr;
+use std::net::TcpListener;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::sync::OnceLock;
@@ -15,6 +18,8 @@ pub struct HydradBuilder {
     user: RunAs,
     /// Words in front of the program.
     prefix: Vec<String>,
+    /// Listening sockets handed to it, by name.
+    sockets: Vec<(String, OwnedFd)>,
 }
 
 /// A running hydrad. It is killed when dropped, and what it has started is gone then; a failing test shows the end of
@@ -33,6 +38,7 @@ impl Hydrad {
             env: Vec::new(),
             user: RunAs::Unprivileged,
             prefix: Vec::new(),
+            sockets: Vec::new(),
         };
         for name in ["RUST_LOG", "RUST_BACKTRACE", "PATH"] {
             if let Ok(value) = std::env::var(name) {
@@ -164,6 +170,25 @@ impl HydradBuilder {
         self
     }
 
+    /// Hand it listening sockets as systemd does. (Numbers below 100 are for the program, so ours are moved out of the way.)
+    pub fn with_sockets(mut self, sockets: &[(&str, &TcpListener)]) -> Self {
+        for (name, socket) in sockets {
+            // SAFETY: the new descriptor is checked and owned at once.
+            let fd = unsafe {
+                let fd = libc::fcntl(socket.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 100);
+                assert!(fd >= 100, "a descriptor");
+                OwnedFd::from_raw_fd(fd)
+            };
+            self.sockets.push(((*name).into(), fd));
+        }
+        let names: Vec<&str> = self.sockets.iter().map(|(name, _)| name.as_str()).collect();
+        let (count, names) = (names.len(), names.join(":"));
+        // Only the process itself knows its number.
+        let script = format!("LISTEN_PID=$$ LISTEN_FDS={count} LISTEN_FDNAMES={names} exec \"$@\"");
+        self.prefix = ["sh", "-c", &script, "sh"].map(String::from).to_vec();
+        self
+    }
+
     /// The command as it stands, for programs that end by themselves.
     pub fn command(&self) -> Command {
         let program = binary().as_os_str();
@@ -173,6 +198,18 @@ impl HydradBuilder {
             .args(words)
             .args(&self.args)
             .envs(self.env.iter().map(|(name, value)| (name, value)));
+        let sockets: Vec<i32> = self.sockets.iter().map(|(_, fd)| fd.as_raw_fd()).collect();
+        // SAFETY: dup2 is async-signal-safe and touches no memory of ours.
+        unsafe {
+            command.pre_exec(move || {
+                for (at, fd) in sockets.iter().enumerate() {
+                    if libc::dup2(*fd, 3 + at as i32) < 0 {
+                        return Err(std::io::Error::last_os_error());
+                    }
+                }
+                Ok(())
+            });
+        }
         command
     }
 

@@ -17,6 +17,7 @@ want() {
 have() { command -v "$1"; }
 have_postgres() { [ -n "${PG_BIN:-}" ] || compgen -G '/usr/lib/postgresql/*/bin/initdb' || have initdb; }
 have_venv() { /usr/bin/python3 -c 'import venv, ensurepip'; }
+have_prometheus_client() { /usr/bin/python3 -c 'import prometheus_client.parser'; }
 have_psycopg2() { /usr/bin/python3 -c 'import psycopg2'; }
 
 want build-essential "a C compiler (gcc)" have gcc
@@ -32,6 +33,7 @@ want util-linux "unshare, setpriv" have unshare
 want procps "ps" have ps
 want openssl "openssl" have openssl
 want python3-venv "venv and ensurepip for /usr/bin/python3 (the S3 server of the tests)" have_venv
+want python3-prometheus-client "prometheus_client for /usr/bin/python3 (reads what /metrics says)" have_prometheus_client
 want python3-psycopg2 "psycopg2 for /usr/bin/python3 (the benchmark)" have_psycopg2
 
 if [ ${#missing[@]} -gt 0 ]; then
