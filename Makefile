@@ -63,7 +63,8 @@ simulate: release ## Run the plan against a made-up build farm (ARGS=... for its
 bindir := $(PREFIX)/bin
 unitdir := $(PREFIX)/lib/systemd/system
 confdir := $(SYSCONFDIR)/hydrad
-units := hydrad.service hydrad-queue-runner.service
+units := hydrad.service hydrad-queue-runner.service hydrad-metrics.socket hydrad-status.socket
+sharedir := $(PREFIX)/share/hydrad
 links := hydra-queue-runner hydra-init
 rendered := target/install
 
@@ -89,6 +90,9 @@ install: ## Install under PREFIX=/usr/local (DESTDIR=, SYSCONFDIR=/etc, HYDRA_US
 	@install -m 755 $(BINARY) $(DESTDIR)$(bindir)/hydrad
 	@for name in $(links); do ln -sfn hydrad $(DESTDIR)$(bindir)/$$name; done
 	@for unit in $(units); do install -m 644 $(rendered)/systemd/$$unit $(DESTDIR)$(unitdir)/$$unit; done
+	@install -d $(DESTDIR)$(sharedir)
+	@install -m 644 conf/prometheus/alerts.yml $(DESTDIR)$(sharedir)/prometheus-alerts.yml
+	@install -m 644 conf/grafana/hydrad.json $(DESTDIR)$(sharedir)/grafana-hydrad.json
 	@install -m 644 $(rendered)/hydrad.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/hydrad.conf
 	@install -m 644 $(rendered)/hydrad.tmpfiles $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/hydrad.conf
 	@for name in hydra.conf machines environment; do \
@@ -105,13 +109,14 @@ uninstall: ## Remove what install put there (same variables); edited configurati
 	$(render)
 	@rm -f $(DESTDIR)$(bindir)/hydrad $(DESTDIR)$(PREFIX)/lib/sysusers.d/hydrad.conf $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/hydrad.conf
 	@for unit in $(units); do rm -f $(DESTDIR)$(unitdir)/$$unit; done
+	@rm -f $(DESTDIR)$(sharedir)/prometheus-alerts.yml $(DESTDIR)$(sharedir)/grafana-hydrad.json
 	@for name in $(links); do link="$(DESTDIR)$(bindir)/$$name"; \
 		if [ "$$(readlink "$$link" || true)" = hydrad ]; then rm -f "$$link"; fi; done
 	@for name in hydra.conf machines environment; do \
 		old=$(DESTDIR)$(confdir)/$$name; rm -f "$$old.new"; \
 		if [ -e "$$old" ]; then if cmp -s $(rendered)/$$name "$$old"; then rm -f "$$old"; else echo "kept $$old: it was edited"; fi; fi; \
 	done
-	@for dir in $(confdir) $(unitdir) $(PREFIX)/lib/systemd $(PREFIX)/lib/sysusers.d $(PREFIX)/lib/tmpfiles.d; do \
+	@for dir in $(sharedir) $(confdir) $(unitdir) $(PREFIX)/lib/systemd $(PREFIX)/lib/sysusers.d $(PREFIX)/lib/tmpfiles.d; do \
 		rmdir --ignore-fail-on-non-empty $(DESTDIR)$$dir 2>/dev/null || true; done
 	@echo "removed hydrad from $(DESTDIR)$(PREFIX)"
 

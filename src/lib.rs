@@ -3,7 +3,7 @@
 //! The rooms, and which may use which, are in ARCHITECTURE.md:
 //!
 //! ```text
-//! main -> queue, admin -> store, db, plan -> wire, nix, config -> model -> base
+//! main -> queue, admin -> web -> store, db, plan -> wire, nix, config -> model -> base
 //! sys: used by the services, store and db only
 //! ```
 

@@ -139,7 +139,6 @@ use Service::{Evaluator, Notify, QueueRunner};
 fn not_yet(key: &str) -> Option<&'static str> {
     Some(match key {
         "max-concurrent-notifications" => "this release has no notifier",
-        "queue_runner_metrics_address" | "status_address" => "this release serves no HTTP",
         "use-substitutes" => "this release builds what is missing here; machines do substitute",
         "upload_logs_to_binary_cache" => "this release writes to the local store only",
         _ => return None,
@@ -200,7 +199,7 @@ pub const DEFINITIONS: &[Definition] = &[
     used("status_address", Kind::Address, "127.0.0.1:9199",
         "Where the status pages and their JSON are served. none: nowhere."),
     used("stall_warning", Kind::Seconds, "300",
-        "When nothing has been started for this long although steps are ready and slots are free, the \
+        "When nothing has begun to build for this long although steps are ready and slots are free, the \
          log says so, and why. 0: never."),
     used("watchdog_patience", Kind::Seconds, "60",
         "A thread that stands still for this long in something that has no deadline of its own (a hung \

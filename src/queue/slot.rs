@@ -1044,7 +1044,10 @@ impl Attempt<'_> {
         }
         let mut scans = HashMap::new();
         if self.machine.line().is_localhost {
-            heartbeat::enter("reading the outputs", Patience::Deadline(deadlines.receive));
+            heartbeat::enter(
+                "reading the outputs",
+                Patience::Deadline(self.machine.deadlines().receive),
+            );
             for (path, scan) in paths.iter().zip(store.scan(&paths).map_err(ours)?) {
                 scans.insert((*path).to_owned(), scan);
             }

@@ -27,10 +27,14 @@ expected="./etc/hydrad/environment
 ./usr/local/bin/hydra-init
 ./usr/local/bin/hydra-queue-runner
 ./usr/local/bin/hydrad
+./usr/local/lib/systemd/system/hydrad-metrics.socket
 ./usr/local/lib/systemd/system/hydrad-queue-runner.service
+./usr/local/lib/systemd/system/hydrad-status.socket
 ./usr/local/lib/systemd/system/hydrad.service
 ./usr/local/lib/sysusers.d/hydrad.conf
-./usr/local/lib/tmpfiles.d/hydrad.conf"
+./usr/local/lib/tmpfiles.d/hydrad.conf
+./usr/local/share/hydrad/grafana-hydrad.json
+./usr/local/share/hydrad/prometheus-alerts.yml"
 [ "$(listing)" = "$expected" ] || die "these files were installed: $(listing)"
 [ "$(readlink "$stage/usr/local/bin/hydra-queue-runner")" = hydrad ] || die "hydra-queue-runner is not a link to hydrad"
 ! grep -rn '@[A-Z_]*@' "$stage/etc" "$stage/usr/local/lib" || die "placeholders were left"
