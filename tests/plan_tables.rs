@@ -1183,7 +1183,7 @@ needs two aarch64-linux features=kvm
 needs three riscv64-linux
 wait 299s
 wait 1s
-    say warn: nothing has begun to build for 300s, although 3 steps are ready and 2 slots are free: aarch64-linux:kvm (2): no machine supports that; riscv64-linux (1): no machine supports that
+    say warn: nothing has begun to build for 300s, although steps are ready (3) and slots are free (2): aarch64-linux:kvm (2): no machine supports that; riscv64-linux (1): no machine supports that
 wait 3600s
 machines a:x86_64-linux:2 b:riscv64-linux:1
     #1 start three on b: run 1 for 12, announced [12], silent 3600 timeout 36000, wanted by 1
@@ -1196,6 +1196,7 @@ built three
     #4 succeed 12 in 10s
 wait 30s
 wait 300s
+    say warn: nothing has begun to build for 300s, although steps are ready (2) and slots are free (3): aarch64-linux:kvm (2): no machine supports that
 "#,
     );
 }
@@ -1264,7 +1265,7 @@ wait 1s
 machine-fault one
     #12 finish run 6: aborted “it broke”, keep log
     say warn: will disable machine ‘a’ for 1822s: it broke
-    say warn: nothing has begun to build for 300s, although 1 steps are ready and 1 slots are free: x86_64-linux (1): every machine for it is set aside, ‘a’ for 1822s more: it broke
+    say warn: nothing has begun to build for 300s, although steps are ready (1) and slots are free (1): x86_64-linux (1): every machine for it is set aside, ‘a’ for 1822s more: it broke
 wait 60s
     #13 start one on a: run 7 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
 phase one building
@@ -1294,7 +1295,7 @@ built one
     #3 succeed 10 in 10s
 needs two x86_64-linux
 wait 300s
-    say warn: nothing has begun to build for 300s, although 1 steps are ready and 1 slots are free: x86_64-linux (1): the database is 3 records behind
+    say warn: nothing has begun to build for 300s, although steps are ready (1) and slots are free (1): x86_64-linux (1): the database is 3 records behind
 written 3
     #4 start two on a: run 2 for 11, announced [11], silent 3600 timeout 36000, wanted by 1
     say info: the queue moves again, after 300s
