@@ -22,6 +22,9 @@ const MESSAGES_PER_ROUND: usize = 256;
 /// Derivations in one batch for an inspector.
 const BATCH: usize = 256;
 
+/// A look at the plan, with its time.
+pub type Look = Box<dyn FnOnce(&Plan, Millis) + Send>;
+
 /// What comes into the plan's inbox.
 pub enum Inbox {
     Event(Event),
@@ -30,7 +33,7 @@ pub enum Inbox {
     /// How each machine is.
     Machines(Sender<Vec<MachineExplanation>>),
     /// Somebody wants to know something of the plan: to be called with it and its time, and to be quick.
-    Look(Box<dyn FnOnce(&Plan, Millis) + Send>),
+    Look(Look),
     /// Are all runs over and all records written?
     Idle(Sender<bool>),
     Leave,

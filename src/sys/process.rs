@@ -50,7 +50,7 @@ pub fn usage() -> Usage {
         (used, got == 0)
     };
     let time = |time: libc::timeval| {
-        let micros = time.tv_sec as i64 * 1_000_000 + time.tv_usec as i64;
+        let micros = time.tv_sec * 1_000_000 + time.tv_usec;
         Duration::from_micros(u64::try_from(micros).unwrap_or(0))
     };
     Usage {
