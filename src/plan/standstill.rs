@@ -16,8 +16,8 @@ const TYPES_NAMED: usize = 3;
 /// Why the ready steps of a class are not started.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Wait {
-    /// The next turn may start them.
-    Placing,
+    /// A machine would take them: a cap or an emergency holds them back, or the next turn starts them.
+    HeldBack,
     /// Every slot of every machine that could take them is in use.
     AllFull,
     /// The machines that could are set aside, disabled or have no slots.
@@ -32,7 +32,7 @@ pub enum Wait {
 
 impl Wait {
     pub const ALL: [Wait; 8] = [
-        Wait::Placing,
+        Wait::HeldBack,
         Wait::AllFull,
         Wait::NoneTakes,
         Wait::NoMachine,
@@ -45,7 +45,7 @@ impl Wait {
     /// A word for metrics and JSON.
     pub fn word(self) -> &'static str {
         match self {
-            Wait::Placing => "placing",
+            Wait::HeldBack => "held_back",
             Wait::AllFull => "all_full",
             Wait::NoneTakes => "none_takes",
             Wait::NoMachine => "no_machine",
@@ -164,7 +164,7 @@ impl Plan {
         } else if !self.writer_keeps_up() {
             Wait::DatabaseBehind
         } else if self.machines.takes(class) {
-            Wait::Placing
+            Wait::HeldBack
         } else {
             Wait::AllFull
         }
@@ -195,7 +195,7 @@ impl Plan {
 
     fn wait_text(&self, class: u32, wait: Wait) -> String {
         match wait {
-            Wait::Placing => "BUG: a machine for it is free".into(),
+            Wait::HeldBack => "held back by max_running_steps or by an emergency".into(),
             Wait::AllFull => "all machines for it are busy".into(),
             Wait::NoneTakes => self.why_none_takes(self.now, class),
             Wait::NoMachine => "no machine supports that".into(),
