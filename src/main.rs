@@ -32,6 +32,9 @@ fn main() -> ExitCode {
     };
     result.unwrap_or_else(|error| {
         eprintln!("hydrad: {error:#}");
+        if hydrad::db::error::lacks_tables(&*error) {
+            eprintln!("hydrad: tables are missing in this database; run `hydrad init`, or name another one");
+        }
         ExitCode::from(CANNOT)
     })
 }

@@ -1,7 +1,8 @@
 //! `hydrad log`: the build log of a build or derivation, any attempt of it, also while it grows.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
@@ -177,6 +178,17 @@ fn follow(path: &PathBuf, drv: &str, target: Option<&DbTarget>) -> Result<bool> 
             copy(file)?;
             io::stdout().flush()?;
             *position = file.stream_position()?;
+            // A new attempt has begun with a file of its own; what the old one got before that is printed.
+            let is_another =
+                |now: Metadata, read: Metadata| (now.dev(), now.ino()) != (read.dev(), read.ino());
+            if std::fs::metadata(path)
+                .is_ok_and(|now| file.metadata().is_ok_and(|read| is_another(now, read)))
+            {
+                copy(file)?;
+                eprintln!("hydrad: another attempt begins");
+                open = None;
+                continue;
+            }
         } else if !waiting_told && busy {
             eprintln!("waiting for {drv} to start");
             waiting_told = true;

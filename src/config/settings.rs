@@ -213,6 +213,11 @@ pub const DEFINITIONS: &[Definition] = &[
     used("retry_interval", Kind::Seconds, "60",
         "The pause before a step's second try; each further one is three times as long, up to 30 \
          minutes. At least one second."),
+    used("probe_interval", Kind::Seconds, "60",
+        "The last machine that could run a waiting step is tried at least this often, however long \
+         it is set aside. At least one second."),
+    used("fault_burst", Kind::Seconds, "30",
+        "Faults of a machine within this time count as one, as when it reboots under many steps."),
     used("connect_timeout", Kind::Seconds, "60",
         "A machine must accept the ssh connection within this time."),
     used("handshake_timeout", Kind::Seconds, "60",
@@ -482,6 +487,8 @@ pub struct Settings {
     pub queue_poll_interval: Option<Duration>,
     pub max_tries: u32,
     pub retry_interval: Duration,
+    pub probe_interval: Duration,
+    pub fault_burst: Duration,
     pub deadlines: Deadlines,
     pub connection_idle: Duration,
     pub connection_age: Duration,
@@ -650,6 +657,8 @@ pub fn survey(
         queue_poll_interval: values.seconds_or_off("queue_poll_interval"),
         max_tries: values.count("max_tries"),
         retry_interval: values.seconds("retry_interval"),
+        probe_interval: values.seconds("probe_interval"),
+        fault_burst: values.seconds("fault_burst"),
         deadlines: Deadlines {
             connect: values.seconds("connect_timeout"),
             handshake: values.seconds("handshake_timeout"),

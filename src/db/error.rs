@@ -10,6 +10,19 @@ use std::time::Duration;
 
 use postgres::error::SqlState;
 
+/// Whether PostgreSQL missed a table, which `hydrad init` makes.
+pub fn lacks_tables(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let statement = error.downcast_ref::<postgres::Error>();
+        if statement.and_then(postgres::Error::code) == Some(&SqlState::UNDEFINED_TABLE) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
 /// The errors of this room.
 #[derive(Debug, thiserror::Error)]
 pub enum DbError {

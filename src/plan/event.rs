@@ -309,6 +309,8 @@ pub struct PlanSettings {
     pub unsupported_grace_ms: u64,
     /// The last machine that could run a waiting step is tried at least this often.
     pub probe_interval_ms: u64,
+    /// Faults of a machine within this time of the last counted one do not count again (Hydra: 30 s).
+    pub fault_burst_ms: u64,
     pub share_window_secs: u32,
     /// Above this many unwritten tickets: no new starts, no further page of the queue.
     pub unwritten_tickets_max: u64,
@@ -331,6 +333,7 @@ impl Default for PlanSettings {
             unsupported_ms_max: 0,
             unsupported_grace_ms: 3_600_000,
             probe_interval_ms: 60_000,
+            fault_burst_ms: 30_000,
             share_window_secs: 86_400,
             unwritten_tickets_max: 20_000,
             stall_warning_ms: 0,

@@ -17,8 +17,6 @@ use crate::base::bits::Bits;
 use crate::base::random::Random;
 use crate::model::{MachineId, Millis, Phase, RunId};
 
-/// Faults within this time of the last counted one do not count again (Hydra).
-const BURST_MS: u64 = 30_000;
 /// Errors of a machine that are remembered.
 const ERRORS_KEPT: usize = 5;
 /// Machine ids are dense; one beyond this is refused.
@@ -610,7 +608,8 @@ impl Machines {
         }
         machine.last_fault = now;
         let mut aside = None;
-        let counts = machine.failures == 0 || now.since(machine.last_counted) >= BURST_MS;
+        let counts =
+            machine.failures == 0 || now.since(machine.last_counted) >= settings.fault_burst_ms;
         if counts || machine.until <= now {
             if counts {
                 machine.failures = machine.failures.saturating_add(1);

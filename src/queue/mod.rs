@@ -592,6 +592,8 @@ pub fn plan_settings(settings: &Settings) -> PlanSettings {
         stall_warning_ms: settings
             .stall_warning
             .map_or(0, |after| after.as_millis() as u64),
+        probe_interval_ms: (settings.probe_interval.as_millis() as u64).max(1_000),
+        fault_burst_ms: settings.fault_burst.as_millis() as u64,
         ..PlanSettings::default()
     }
 }

@@ -22,6 +22,9 @@ use crate::base::lock::lock;
 const TAIL_BYTES_MAX: usize = 16 << 10;
 /// How much is read from stderr at once, bytes.
 const STDERR_CHUNK_BYTES: usize = 64 << 10;
+/// How often it is read in a row: as much as a pipe can hold (1 MB), so that a child that never stops writing keeps no limit
+/// or deadline from being looked at.
+const STDERR_CHUNKS_MAX: usize = 16;
 
 /// Why a wait ended without what it waited for. Travels inside `io::Error`; see [`interruption`].
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -261,7 +264,8 @@ impl Pipes {
     fn drain_stderr(&self) {
         let mut stderr = lock(&self.stderr);
         let mut chunk = [0u8; STDERR_CHUNK_BYTES];
-        while let Some(fd) = &stderr.fd {
+        for _ in 0..STDERR_CHUNKS_MAX {
+            let Some(fd) = &stderr.fd else { break };
             match read_fd(fd.as_raw_fd(), &mut chunk) {
                 Ok(0) => stderr.fd = None,
                 Ok(n) => stderr.take(&chunk[..n]),
