@@ -376,8 +376,11 @@ fn target(name: &str, doubts: &mut Vec<String>) -> Result<Target, String> {
     let mut target = Target::default();
     for parameter in parameters.split('&').filter(|p| !p.is_empty()) {
         let (key, value) = parameter.split_once('=').unwrap_or((parameter, ""));
-        let value = percent_decoded(value)
-            .map_err(|reason| format!("machine `{name}`: parameter `{parameter}`: {reason}"))?;
+        let value = percent_decoded(value).map_err(|reason| {
+            format!(
+                "machine `{name}`: parameter `{parameter}` is not percent-encoded text: {reason}"
+            )
+        })?;
         match key {
             "remote-store" => target.remote_store = Some(value),
             "remote-program" => target.remote_program = Some(value),
