@@ -310,6 +310,11 @@ impl Context {
             builds_read_time: self.meters.builds_read_time.get(),
             bytes_sent: load(&self.traffic.bytes_sent),
             bytes_received: load(&self.traffic.bytes_received),
+            cache: self
+                .dest
+                .cache()
+                .map(|cache| cache.objects().requests().counts())
+                .unwrap_or_default(),
         }
     }
 }

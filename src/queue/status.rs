@@ -2,7 +2,7 @@
 //!
 //! Times of the plan's clock are close to Unix time, so they go out as they are.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::{json, Map, Value};
@@ -10,7 +10,7 @@ use serde_json::{json, Map, Value};
 use super::Context;
 use crate::model::Phase;
 use crate::plan::{MachineStatus, Snapshot, StepTime};
-use crate::store::objects::Requests;
+use crate::store::objects::Counts;
 use crate::sys::clock::unix_now;
 
 /// The report as JSON text.
@@ -62,43 +62,31 @@ pub fn system_status(context: &Context, snapshot: &Snapshot, uptime: Duration) -
     if let Some(cache) = context.dest.cache() {
         let objects = cache.objects();
         if objects.describe().starts_with("s3://") {
-            report["s3"] = s3(objects.requests());
+            report["s3"] = s3(objects.requests().counts());
         }
     }
     report.to_string()
 }
 
 /// Hydra's section about a bucket. The costs are Hydra's estimate, by Amazon's prices of long ago.
-fn s3(requests: &Requests) -> Value {
-    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    let (put, put_bytes, put_ms) = (
-        count(&requests.puts),
-        count(&requests.put_bytes),
-        count(&requests.put_ms),
-    );
-    let (get, get_bytes, get_ms) = (
-        count(&requests.gets),
-        count(&requests.get_bytes),
-        count(&requests.get_ms),
-    );
-    let head = count(&requests.heads);
+fn s3(of: Counts) -> Value {
     let mib_per_sec = |bytes: u64, ms: u64| match ms {
         0 => 0.0,
         ms => bytes as f64 / ms as f64 * 1000.0 / f64::from(1 << 20),
     };
-    let dollars = (get + head) as f64 / 10_000.0 * 0.004
-        + put as f64 / 1000.0 * 0.005
-        + get_bytes as f64 / f64::from(1 << 30) * 0.09;
+    let dollars = (of.gets + of.heads) as f64 / 10_000.0 * 0.004
+        + of.puts as f64 / 1000.0 * 0.005
+        + of.get_bytes as f64 / f64::from(1 << 30) * 0.09;
     json!({
-        "put": put,
-        "putBytes": put_bytes,
-        "putTimeMs": put_ms,
-        "putSpeed": mib_per_sec(put_bytes, put_ms),
-        "get": get,
-        "getBytes": get_bytes,
-        "getTimeMs": get_ms,
-        "getSpeed": mib_per_sec(get_bytes, get_ms),
-        "head": head,
+        "put": of.puts,
+        "putBytes": of.put_bytes,
+        "putTimeMs": of.put_ms,
+        "putSpeed": mib_per_sec(of.put_bytes, of.put_ms),
+        "get": of.gets,
+        "getBytes": of.get_bytes,
+        "getTimeMs": of.get_ms,
+        "getSpeed": mib_per_sec(of.get_bytes, of.get_ms),
+        "head": of.heads,
         "costDollarApprox": dollars,
     })
 }

@@ -156,7 +156,32 @@ pub struct Requests {
     pub heads: AtomicU64,
 }
 
+/// The same at one moment.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Counts {
+    pub puts: u64,
+    pub put_bytes: u64,
+    pub put_ms: u64,
+    pub gets: u64,
+    pub get_bytes: u64,
+    pub get_ms: u64,
+    pub heads: u64,
+}
+
 impl Requests {
+    pub fn counts(&self) -> Counts {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counts {
+            puts: count(&self.puts),
+            put_bytes: count(&self.put_bytes),
+            put_ms: count(&self.put_ms),
+            gets: count(&self.gets),
+            get_bytes: count(&self.get_bytes),
+            get_ms: count(&self.get_ms),
+            heads: count(&self.heads),
+        }
+    }
+
     /// Counts a finished put.
     pub fn put(&self, bytes: u64, began: Instant) {
         self.puts.fetch_add(1, Ordering::Relaxed);

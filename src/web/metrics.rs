@@ -14,6 +14,7 @@ use crate::db::pool::PoolMetrics;
 use crate::db::writer::WriterMetrics;
 use crate::model::{Phase, UnixSecs};
 use crate::plan::{MachineStatus, PhaseMs, Snapshot};
+use crate::store::objects::Counts;
 use crate::sys::heartbeat::Beat;
 use crate::sys::process::Usage;
 
@@ -54,6 +55,8 @@ pub struct QueueMetrics {
     pub builds_read_time: Duration,
     pub bytes_sent: u64,
     pub bytes_received: u64,
+    /// Requests to the binary cache that is the destination store; none if that is the local store.
+    pub cache: Counts,
 }
 
 /// A machine's standing, in a word; the second is whether it takes steps.
@@ -81,6 +84,7 @@ pub fn page(report: &Report) -> String {
     of_threads(&mut page, report);
     of_database(&mut page, report);
     of_queue_threads(&mut page, &report.queue);
+    of_cache(&mut page, &report.queue.cache);
     of_http(&mut page, report);
     if let Some(snapshot) = &report.snapshot {
         of_queue(&mut page, snapshot);
@@ -394,6 +398,38 @@ fn of_queue_threads(page: &mut Page, queue: &QueueMetrics) {
         ),
     ] {
         counter(page, name, help, value);
+    }
+}
+
+fn of_cache(page: &mut Page, of: &Counts) {
+    for (name, help, samples) in [
+        (
+            "hydrad_cache_requests_total",
+            "Requests to the binary cache that is the destination store; `head` asks what is there.",
+            &[
+                ("get", of.gets as f64),
+                ("head", of.heads as f64),
+                ("put", of.puts as f64),
+            ][..],
+        ),
+        (
+            "hydrad_cache_bytes_total",
+            "Bytes read from it and written to it.",
+            &[("get", of.get_bytes as f64), ("put", of.put_bytes as f64)],
+        ),
+        (
+            "hydrad_cache_seconds_total",
+            "Seconds these requests took together.",
+            &[
+                ("get", of.get_ms as f64 / 1000.0),
+                ("put", of.put_ms as f64 / 1000.0),
+            ],
+        ),
+    ] {
+        page.metric(name, Kind::Counter, help);
+        for (request, value) in samples {
+            page.sample(&[("request", request)], *value);
+        }
     }
 }
 
