@@ -602,3 +602,106 @@ fn an_emergency_keeps_machines_free_survives_a_kill_and_ends_with_its_build() {
         "the emergency of build {urgent} is over; other steps start again"
     ));
 }
+
+#[test]
+fn the_machine_types_hook_hears_of_changes_and_its_failure_hurts_nobody() {
+    let site = Site::new(Pg::shared());
+    site.machines(&Site::stub("m1", 1, 1, "-"));
+    let heard = site.folder("hook").join("heard");
+    let path = heard.display().to_string();
+    // The first time it fails.
+    site.configure(&format!(
+        "machine_types_hook = \"cat >> {path}; echo >> {path}; test $(wc -l < {path}) -gt 1 || {{ echo not yet >&2; exit 3; }}\"\n"
+    ));
+    let mut running = site.start();
+    running.wait_log("machine_types_hook: it failed (exit code 3): not yet");
+    site.stubs.set("m1", &[("seconds", "3600")]);
+    let builds = site.queue(&stub_jobs("job", 3, ""));
+    let types = running.eventually("the hook should hear of the running step", || {
+        let text = std::fs::read_to_string(&heard).unwrap_or_default();
+        let last: Value = serde_json::from_str(text.lines().last()?).ok()?;
+        (last[system()]["running"] == 1).then(|| last[system()].clone())
+    });
+    assert_eq!(types["runnable"], 2);
+    assert!(
+        !types["waitTime"].is_null() && types["lastActive"].is_null(),
+        "{types}"
+    );
+    let ids: Vec<String> = builds.iter().map(|build| id(*build)).collect();
+    let mut cancel = vec!["build", "cancel"];
+    cancel.extend(ids.iter().map(String::as_str));
+    hydrad(&site, &cancel).ends_with(0);
+    site.wait_all_finished(&mut running);
+}
+
+// ---- under load
+
+#[test]
+fn shares_machines_and_deletions_take_effect_at_once_with_hundreds_of_steps_waiting() {
+    let site = slow_site(1);
+    let a = site.queue_in("a", &stub_jobs("a", 250, ""));
+    let b = site.queue_in("b", &stub_jobs("b", 3, ""));
+    // Both jobsets have used the machines, b ten times as much.
+    let used = format!(
+        "insert into BuildSteps (build, stepnr, type, drvPath, busy, status, startTime, stopTime, machine, system)
+             select id, 1, 0, drvPath, 0, 3, t - 2000, t - 2000 + secs, 'm1', '{}'
+             from (values ({}, 100), ({}, 1000)) as v (build, secs) join Builds on id = build,
+                  (select extract(epoch from now())::int as t) as now",
+        system(),
+        a[249],
+        b[2]
+    );
+    let mut client = site.db.client();
+    client.batch_execute(&used).unwrap();
+    let mut running = site.start();
+    let busy_in = |jobset: &str, machine: &str| {
+        format!(
+            "select count(*) = 1 from BuildSteps s join Builds b on b.id = s.build join Jobsets j on j.id = b.jobset_id
+             where s.busy = 30 and j.name = '{jobset}' and s.machine = '{machine}'"
+        )
+    };
+    running.wait_sql(&site.db, &busy_in("a", "m1"));
+    running.wait_log("queue loaded: 253 builds");
+    let first: i32 = site.ask("select build from BuildSteps where busy = 30");
+
+    // b gets so large a share that it is next.
+    client
+        .batch_execute("update Jobsets set schedulingShares = 100000 where name = 'b'")
+        .unwrap();
+    running.eventually("b should have used less of its share than a", || {
+        let status = hydrad(&site, &["status", "--json"]).ends_with(0).json();
+        let used = |jobset: &str| status["queueRunner"]["jobsets"][jobset]["shareUsed"].as_f64();
+        (used("manual:b")? < used("manual:a")?).then_some(())
+    });
+    hydrad(&site, &["build", "cancel", &id(first)]).ends_with(0);
+    running.wait_sql(&site.db, &busy_in("b", "m1"));
+
+    // A machine is added: it takes the next.
+    site.machines(&[Site::stub("m1", 1, 1, "-"), Site::stub("m2", 1, 1, "-")].concat());
+    site.stubs.set("m2", &[("seconds", "3600")]);
+    running.wait_sql(&site.db, &busy_in("b", "m2"));
+
+    // A deleted build leaves its slot to the next, a deleted jobset to nobody's.
+    let deleted = "delete from Builds where id = (select build from BuildSteps where busy = 30 and machine = 'm2')";
+    client.batch_execute(deleted).unwrap();
+    running.wait_sql(
+        &site.db,
+        "select count(*) = 2 from BuildSteps where busy = 30",
+    );
+    client
+        .batch_execute("delete from Jobsets where name = 'b'")
+        .unwrap();
+    running.wait_sql(
+        &site.db,
+        "select count(*) = 2 from BuildSteps s join Builds b on b.id = s.build join Jobsets j on j.id = b.jobset_id
+         where s.busy = 30 and j.name = 'a'",
+    );
+    client
+        .batch_execute("delete from Jobsets where name = 'a'")
+        .unwrap();
+    running.eventually("nothing should run or wait any more", || {
+        let status = hydrad(&site, &["status", "--json"]).ends_with(0).json();
+        let runner = &status["queueRunner"];
+        (runner["nrActiveSteps"] == 0 && runner["nrUnfinishedSteps"] == 0).then_some(())
+    });
+}

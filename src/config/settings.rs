@@ -174,6 +174,10 @@ pub const DEFINITIONS: &[Definition] = &[
         "How many steps of a project or jobset may run at the same time: words project:N (all its jobsets \
          together) or project:jobset:N, separated by blanks. Not set: no limit. A step that several \
          jobsets want may run as long as one of them has room."),
+    used("machine_types_hook", Kind::Text, "",
+        "A command (for /bin/sh) that gets the report's machineTypes as JSON on standard input when \
+         the number of runnable or running steps of a system type has changed; at most every 10 s, \
+         ended after 60 s. For starting and stopping machines by demand."),
     used("max_local_worker_threads", count(0, 1024), "0",
         "How many steps may receive outputs (and compress them, for a binary cache) at the same time. 0: the number of CPUs less two, at \
          least two."),
@@ -467,6 +471,7 @@ pub struct Settings {
     pub max_log_size_bytes: u64,
     pub max_unsupported_time: Duration,
     pub max_running_steps: Vec<StepCap>,
+    pub machine_types_hook: Option<String>,
     /// 0 in the file is replaced by what the host has.
     pub max_local_worker_threads: u32,
     pub gc_roots_dir: PathBuf,
@@ -639,6 +644,9 @@ pub fn survey(
         max_log_size_bytes: values.bytes("max_log_size"),
         max_unsupported_time: values.seconds("max_unsupported_time"),
         max_running_steps: values.step_caps("max_running_steps"),
+        machine_types_hook: values
+            .optional("machine_types_hook")
+            .map(|(command, _)| command),
         max_local_worker_threads: match values.count("max_local_worker_threads") {
             0 => local_workers_default(),
             n => n,

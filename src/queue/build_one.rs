@@ -12,6 +12,7 @@ use super::{Context, Error, APPLICATION_NAME};
 use crate::db::listen::Listener;
 use crate::db::DbError;
 use crate::model::{BuildId, BuildStatus};
+use crate::sys::heartbeat::{self, Patience};
 use crate::sys::thread;
 
 /// What may mean that the build has ended.
@@ -77,6 +78,7 @@ pub fn watch(context: &Arc<Context>, id: BuildId) -> Receiver<()> {
 fn wait(context: &Context, id: BuildId) -> Result<(), DbError> {
     let mut listener = Listener::connect(&context.target, APPLICATION_NAME, &CHANNELS)?;
     let mut client = context.target.connect(APPLICATION_NAME)?;
+    heartbeat::enter("waiting for the build", Patience::Unlimited);
     while !context.is_stopping() && matches!(state(&mut client, id)?, Some(None)) {
         listener.next(LOOK_EVERY)?;
     }

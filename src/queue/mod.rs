@@ -20,6 +20,7 @@ pub mod sender;
 pub mod slot;
 pub mod status;
 pub mod trust;
+pub mod types_hook;
 pub mod watch_machines;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -734,6 +735,13 @@ fn start_threads(
             what: "threads for HTTP",
             error,
         })?;
+    if let Some(command) = config.settings.machine_types_hook.clone() {
+        let for_hook = context.clone();
+        // Nobody waits for it, not even the stop: the command may take its time.
+        drop(spawn("types-hook", move || {
+            types_hook::watch(&for_hook, &command)
+        })?);
+    }
     let for_probe = context.clone();
     threads.push((
         "probe",

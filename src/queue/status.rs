@@ -137,7 +137,8 @@ fn machines(machines: &[MachineStatus]) -> Value {
     Value::Object(map)
 }
 
-fn machine_types(snapshot: &Snapshot) -> Value {
+/// By system type, for auto-scalers.
+pub fn machine_types(snapshot: &Snapshot) -> Value {
     let types = snapshot.system_types.iter().map(|kind| {
         let mut entry = json!({"runnable": kind.runnable, "running": kind.running});
         if kind.runnable > 0 {

@@ -1,7 +1,8 @@
 //! Child processes that talk over pipes, and their end.
 
-use std::io;
-use std::os::fd::OwnedFd;
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -64,6 +65,70 @@ pub fn spawn(command: &mut Command) -> io::Result<(PipedChild, ChildPipes)> {
         },
         pipes,
     ))
+}
+
+/// How a program ended that was given its input at once.
+#[derive(Debug)]
+pub struct Ended {
+    pub status: Option<ExitStatus>,
+    /// It had to be ended.
+    pub late: bool,
+    /// The beginning of what it said on stderr.
+    pub words: String,
+}
+
+/// Bytes of a program's words that are kept.
+const WORDS_MAX: u64 = 4_096;
+
+/// Runs a program to its end with this input, for `time_max` at most. Input and words lie in memory, so that neither side
+/// can wait for the other.
+///
+/// # Errors
+/// What the system says of starting it; name the program when passing it on.
+pub fn run_with_input(
+    command: &mut Command,
+    input: &[u8],
+    time_max: Duration,
+) -> io::Result<Ended> {
+    for ours in OURS_ALONE {
+        command.env_remove(ours);
+    }
+    let mut given = memory_file()?;
+    given.write_all(input)?;
+    given.rewind()?;
+    let mut words = memory_file()?;
+    let child = command
+        .stdin(given)
+        .stdout(Stdio::null())
+        .stderr(words.try_clone()?)
+        .process_group(0)
+        .spawn()?;
+    let began = Instant::now();
+    let mut child = PipedChild {
+        child,
+        status: None,
+    };
+    let status = child.end(time_max);
+    let late = began.elapsed() >= time_max;
+    words.rewind()?;
+    let mut bytes = Vec::new();
+    words.take(WORDS_MAX).read_to_end(&mut bytes)?;
+    Ok(Ended {
+        status,
+        late,
+        words: String::from_utf8_lossy(&bytes).trim().to_owned(),
+    })
+}
+
+/// A file without a name, in memory.
+fn memory_file() -> io::Result<File> {
+    // SAFETY: the name is a NUL-terminated literal.
+    let fd = unsafe { libc::memfd_create(c"hydrad".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new and nobody else's.
+    Ok(unsafe { File::from_raw_fd(fd) })
 }
 
 impl PipedChild {
