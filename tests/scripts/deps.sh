@@ -63,7 +63,7 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 
 if ! have cargo >/dev/null; then
-    echo "cargo is missing: install a Rust toolchain (1.85 or newer; Debian 12's own is too old) from https://rustup.rs" >&2
+    echo "cargo is missing: install a Rust toolchain (1.95 or newer; Debian 12's own is too old) from https://rustup.rs" >&2
     exit 1
 fi
 
