@@ -496,7 +496,7 @@ fn bad_machine_lines_are_numbered_and_the_others_work() {
         ("h:99999 x", "`99999` is not a port"),
         ("-oProxyCommand=evil x", "cannot start with `-`"),
         ("-l@h x", "cannot start with `-`"),
-        ("ssh://h?remote-store=%zz x", "percent-encoded"),
+        ("ssh://h?remote-store=%zz x", "hexadecimal digits"),
     ];
     for (line, expected) in bad {
         let (machines, errors) = parse(&format!("good x\n{line}\nfine y\n"));

@@ -81,13 +81,7 @@ pub fn inspect(
     let scanned = parsers.install(|| {
         batch
             .par_iter()
-            .map(|(_, drv)| {
-                heartbeat::about(Some(drv.clone()));
-                let work = || scan(context, drv);
-                let scanned = heartbeat::during("reading a derivation", Patience::Watchdog, work);
-                heartbeat::about(None);
-                scanned
-            })
+            .map(|(_, drv)| scan_watched(context, drv))
             .collect()
     });
     judge(context, batch, scanned)
@@ -98,7 +92,8 @@ pub fn inspect_few(
     context: &Context,
     batch: &[(QuestionId, Arc<str>)],
 ) -> Vec<(QuestionId, StepFacts)> {
-    let scanned = batch.iter().map(|(_, drv)| scan(context, drv)).collect();
+    let scan = |(_, drv): &(QuestionId, Arc<str>)| scan_watched(context, drv);
+    let scanned = batch.iter().map(scan).collect();
     judge(context, batch, scanned)
 }
 
@@ -152,6 +147,14 @@ fn judge(
             (*question, facts)
         })
         .collect()
+}
+
+/// Reads and scans one derivation, visibly: a file system that hangs is named with it.
+fn scan_watched(context: &Context, drv: &Arc<str>) -> Scanned {
+    heartbeat::during("reading a derivation", Patience::Watchdog, || {
+        heartbeat::about(Some(drv.clone()));
+        scan(context, drv)
+    })
 }
 
 /// Reads and scans one derivation.

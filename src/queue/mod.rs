@@ -724,12 +724,7 @@ fn start_threads(
             watchdog::watch(&watched, &ended)
         })?,
     ));
-    let sockets = std::mem::take(
-        &mut *config
-            .sockets
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner()),
-    );
+    let sockets = std::mem::take(&mut *lock(&config.sockets));
     let http =
         pages::serve(&context, &config.settings, sockets).map_err(|error| Error::System {
             what: "threads for HTTP",

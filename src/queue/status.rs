@@ -59,6 +59,7 @@ pub fn system_status(context: &Context, snapshot: &Snapshot, uptime: Duration) -
         "jobsets": jobsets(snapshot),
     });
     add_step_times(&mut report, snapshot.steps);
+    add_counters(&mut report, context);
     if let Some(cache) = context.dest.cache() {
         let objects = cache.objects();
         if objects.describe().starts_with("s3://") {
@@ -66,6 +67,42 @@ pub fn system_status(context: &Context, snapshot: &Snapshot, uptime: Duration) -
         }
     }
     report.to_string()
+}
+
+/// What the threads have counted. Hydra's dispatcher is the plan, its database updates are the records being written.
+fn add_counters(report: &mut Value, context: &Context) {
+    let queue = context.queue_metrics();
+    let average = |sum: Duration, count: u64| match count {
+        0 => 0.0,
+        count => sum.as_secs_f64() * 1000.0 / count as f64,
+    };
+    for (key, value) in [
+        ("nrBuildsRead", json!(queue.builds_read)),
+        (
+            "buildReadTimeMs",
+            json!(queue.builds_read_time.as_millis() as u64),
+        ),
+        (
+            "buildReadTimeAvgMs",
+            json!(average(queue.builds_read_time, queue.builds_read)),
+        ),
+        ("nrQueueWakeups", json!(queue.monitor_wakeups)),
+        ("nrDispatcherWakeups", json!(queue.plan_wakeups)),
+        (
+            "dispatchTimeMs",
+            json!(queue.plan_running.as_millis() as u64),
+        ),
+        (
+            "dispatchTimeAvgMs",
+            json!(average(queue.plan_running, queue.plan_wakeups)),
+        ),
+        (
+            "nrActiveDbUpdates",
+            json!(context.writer_counters.metrics().writing),
+        ),
+    ] {
+        report[key] = value;
+    }
 }
 
 /// Hydra's section about a bucket. The costs are Hydra's estimate, by Amazon's prices of long ago.

@@ -8,8 +8,10 @@
 //! Knows no thread's work and judges none: what is too long is the watchdog's to say.
 
 use std::cell::RefCell;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+
+use crate::base::lock::lock;
 
 /// How long a thread may go without a sign of life in what it is doing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -134,8 +136,7 @@ pub fn during<T>(phase: &'static str, patience: Patience, work: impl FnOnce() ->
     let result = work();
     if let Some(before) = before {
         change(|doing| {
-            (doing.phase, doing.patience, doing.since) =
-                (before.phase, before.patience, before.since);
+            *doing = before;
             doing.last_sign = Instant::now();
         });
     }
@@ -185,10 +186,6 @@ fn change(how: impl FnOnce(&mut Doing)) {
             how(&mut lock(&cell.now));
         }
     });
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use crate::base::text::rfc3339;
 use crate::db::status::BuildRow;
 use crate::model::{Phase, UnixSecs};
 use crate::nix::store_path::base_name;
-use crate::plan::{JobsetStatus, MachineStatus, Snapshot, StepList, StepStatus};
+use crate::plan::{JobsetStatus, MachineStatus, PhaseMs, Snapshot, StepList, StepStatus};
 
 /// What a page about everything needs beyond the plan's snapshot.
 pub struct Around<'a> {
@@ -42,8 +42,6 @@ fn queue_runner(now: &Snapshot, around: &Around<'_>) -> Value {
         let of_phase = now.phases.iter().filter(|(phase, _)| *phase == wanted);
         of_phase.map(|(_, runs)| *runs).sum::<u64>()
     };
-    let [all, import, build, upload] = hydra_times(&now.phase_ms);
-    let average = |ms: u64| ms.checked_div(now.steps.steps).unwrap_or(0);
     let queues: Map<String, Value> = now
         .system_types
         .iter()
@@ -113,14 +111,6 @@ fn queue_runner(now: &Snapshot, around: &Around<'_>) -> Value {
         "nrUnsupportedStepsAborted": now.steps_given_up,
         "nrRetries": now.retries,
         "maxNrRetries": now.retries_most,
-        "avgStepTimeMs": average(all),
-        "avgStepImportTimeMs": average(import),
-        "avgStepBuildTimeMs": average(build),
-        "avgStepUploadTimeMs": average(upload),
-        "totalStepTimeMs": all,
-        "totalStepImportTimeMs": import,
-        "totalStepBuildTimeMs": build,
-        "totalStepUploadTimeMs": upload,
         "machinesTotal": now.machines.iter().filter(|machine| machine.enabled).count(),
         "machinesInUse": now.machines.iter().filter(|machine| machine.current > 0).count(),
         "stepsReadyByReason": now.waits.iter().map(|(wait, steps)| (wait.word().to_owned(), json!(steps))).collect::<Map<_, _>>(),
@@ -130,10 +120,32 @@ fn queue_runner(now: &Snapshot, around: &Around<'_>) -> Value {
         "stuckThreads": around.stuck,
         "stopping": now.stopped,
     });
-    if let (Value::Object(value), Value::Object(more)) = (&mut value, more) {
-        value.extend(more);
+    for more in [more, step_times(&now.phase_ms, now.steps.steps)] {
+        extend(&mut value, more);
     }
     value
+}
+
+fn extend(value: &mut Value, more: Value) {
+    if let (Value::Object(value), Value::Object(more)) = (value, more) {
+        value.extend(more);
+    }
+}
+
+/// Time spent in attempts and of these in Hydra's phases, summed and for each finished step.
+fn step_times(ms: &PhaseMs, steps: u64) -> Value {
+    let [all, import, build, upload] = hydra_times(ms);
+    let average = |ms: u64| ms.checked_div(steps).unwrap_or(0);
+    json!({
+        "avgStepTimeMs": average(all),
+        "avgStepImportTimeMs": average(import),
+        "avgStepBuildTimeMs": average(build),
+        "avgStepUploadTimeMs": average(upload),
+        "totalStepTimeMs": all,
+        "totalStepImportTimeMs": import,
+        "totalStepBuildTimeMs": build,
+        "totalStepUploadTimeMs": upload,
+    })
 }
 
 /// `/status/machines`.
@@ -158,12 +170,10 @@ fn machine(machine: &MachineStatus, running: &StepList) -> Value {
         })
         .map(|step| base_name(&step.drv))
         .collect();
-    let [all, import, build, upload] = hydra_times(&machine.phase_ms);
-    let average = |ms: u64| ms.checked_div(machine.steps.steps).unwrap_or(0);
     let (state, takes) = standing(machine);
     let has_slot = machine.current < machine.slots;
     let is_trusted = machine.enabled && machine.set_aside_until.is_none();
-    json!({
+    let mut value = json!({
         "systems": machine.systems,
         "hostname": machine.name,
         "speedFactor": machine.speed_factor,
@@ -181,14 +191,6 @@ fn machine(machine: &MachineStatus, running: &StepList) -> Value {
         "stats": {
             "currentJobs": machine.current,
             "nrStepsDone": machine.steps.steps,
-            "avgStepTimeMs": average(all),
-            "avgStepImportTimeMs": average(import),
-            "avgStepBuildTimeMs": average(build),
-            "avgStepUploadTimeMs": average(upload),
-            "totalStepTimeMs": all,
-            "totalStepImportTimeMs": import,
-            "totalStepBuildTimeMs": build,
-            "totalStepUploadTimeMs": upload,
             "idleSince": machine.idle_since.map_or(0, |since| since.secs()),
             "lastFailure": machine.last_fault.map_or(0, |at| at.secs()),
             "disabledUntil": machine.set_aside_until.map_or(0, |until| until.secs()),
@@ -199,7 +201,10 @@ fn machine(machine: &MachineStatus, running: &StepList) -> Value {
             "memUsage": 0,
             "pressure": null,
         },
-    })
+    });
+    let times = step_times(&machine.phase_ms, machine.steps.steps);
+    extend(&mut value["stats"], times);
+    value
 }
 
 /// Hydra's web server adds the mandatory features to the supported ones itself.
