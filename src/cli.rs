@@ -89,6 +89,29 @@ pub struct QueueRunnerArgs {
     /// Exit code 0 once it has ended, however; 1 if no machine supports it or it was deleted; 2 if it is not queued.
     #[arg(long, value_name = "ID", value_parser = build_id)]
     pub build_one: Option<i32>,
+    /// Only watch the queue runner that works on this database, and report where hydrad would decide otherwise
+    ///
+    /// Reads the queue, the derivations and the rows of the running queue runner, and follows what it starts and ends. Prints
+    /// each difference once: steps started that hydrad would not have started, free slots with something ready, another
+    /// order, builds that end in another way, machines and lines of the machines file it does not know. Writes nothing,
+    /// takes no lock, connects to no machine. A summary comes now and then and at the end (SIGINT). Exit code 1 if there
+    /// was a difference.
+    #[arg(long, conflicts_with_all = ["status", "unlock", "build_one", "prometheus_address"])]
+    pub shadow: bool,
+    /// How many seconds something has to last to be a difference
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 60,
+        requires = "shadow"
+    )]
+    pub grace: u64,
+    /// Minutes between two summaries
+    #[arg(long, value_name = "MINUTES", default_value_t = 10, requires = "shadow", value_parser = clap::value_parser!(u64).range(1..))]
+    pub summary_every: u64,
+    /// Print JSON, an object a line
+    #[arg(long, requires = "shadow")]
+    pub json: bool,
     /// Where /metrics is served, instead of queue_runner_metrics_address in hydra.conf
     #[arg(long, value_name = "ADDR:PORT")]
     pub prometheus_address: Option<String>,

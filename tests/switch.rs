@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{eventually, FarMachine, Farm, NixStore, Pg, RunAs, Site, TestDir};
+use common::{eventually, FarMachine, Farm, Hydrad, NixStore, Pg, RunAs, Site, TestDir};
 
 /// A job that says that it runs, waits for a file and then ends.
 fn patient_job(store: &NixStore, name: &str, dir: &TestDir) -> String {
@@ -551,4 +551,173 @@ fn from_hydra_and_back_at_schema_85() {
 #[test]
 fn from_hydra_and_back_at_schema_87() {
     there_and_back(87);
+}
+
+// ---- beside another queue runner
+
+/// Another queue runner, played by its rows.
+struct Other<'a> {
+    site: &'a Site,
+}
+
+impl Other<'_> {
+    fn run(&self, sql: &str) {
+        self.site
+            .db
+            .client()
+            .batch_execute(sql)
+            .unwrap_or_else(|e| panic!("{sql}: {e:?}"));
+    }
+
+    fn starts(&self, build: i32, machine: &str) {
+        left_by_cpp(self.site, build, 30, machine);
+    }
+
+    fn step_succeeds(&self, build: i32) {
+        self.run(&format!(
+            "update BuildSteps set busy = 0, status = 0, stopTime = extract(epoch from now())::int
+             where build = {build} and busy <> 0"
+        ));
+    }
+
+    fn build_ends(&self, build: i32, status: i32) {
+        self.run(&format!(
+            "update Builds set finished = 1, buildStatus = {status}, isCachedBuild = 0,
+                    startTime = extract(epoch from now())::int, stopTime = extract(epoch from now())::int where id = {build};
+             notify build_finished, '{build}'"
+        ));
+    }
+}
+
+#[test]
+fn the_shadow_of_another_runner_writes_nothing_and_lists_what_it_would_do_otherwise() {
+    let site = Site::new(Pg::shared());
+    site.machines(&(Site::stub("m1", 1, 1, "-") + "m2 x86_64-linux - lots\n"));
+    let jobs = common::stub_jobs("job", 30, "");
+    let jobs = jobs.trim().trim_matches(['{', '}']);
+    let builds = site.queue(&format!(
+        r#"rec {{ {jobs} late = derivation {{ name = "late"; system = "{}"; builder = "/none"; input = job029; }}; }}"#,
+        common::system()
+    ));
+    let other = Other { site: &site };
+    // A session of Hydra's own program is no reason not to watch it.
+    let mut config = site.db.config();
+    let mut hydra = config
+        .application_name("hydra-queue-runner")
+        .connect(postgres::NoTls)
+        .unwrap();
+    let files = || {
+        let mut names: Vec<_> = std::fs::read_dir(site.data())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        names.sort();
+        names
+    };
+    let (before, files_before) = (rows_written(&site), files());
+    let mut shadow = site
+        .hydrad(&["queue-runner", "--shadow", "--json", "--grace", "2"])
+        .env("HYDRA_DBI", reader_of(&site))
+        .start();
+    let told = |shadow: &mut Hydrad, kind: &str, text: &str| {
+        let line = shadow.wait_log(&format!("\"kind\":\"{kind}\""));
+        assert!(line.contains(text), "{text}: {line}");
+    };
+    told(&mut shadow, "configuration", "machines:2");
+    // Nothing is started on a free slot.
+    told(&mut shadow, "not-started", "‘m1’ has a free slot");
+    assert_eq!(rows_written(&site), before, "nothing was written");
+    assert_eq!(files(), files_before);
+    assert_eq!(
+        site.ask::<i64>("select count(*) from pg_locks where locktype = 'advisory'"),
+        0
+    );
+    hydra.execute("select 1", &[]).unwrap();
+
+    // What waits for something is started.
+    other.starts(builds[30], "m1");
+    told(&mut shadow, "started-early", "-late.drv");
+    other.run("update BuildSteps set busy = 0, status = 4, stopTime = extract(epoch from now())::int where busy <> 0");
+    // On a machine that is not listed.
+    other.starts(builds[0], "ssh://elsewhere");
+    told(&mut shadow, "unknown-machine", "‘ssh://elsewhere’");
+    // A success is called a failure, and another one is forgotten.
+    other.step_succeeds(builds[0]);
+    other.build_ends(builds[0], 1);
+    told(
+        &mut shadow,
+        "build-status",
+        "ended as ‘failed’; we would say ‘succeeded’",
+    );
+    other.starts(builds[1], "ssh://m1");
+    other.step_succeeds(builds[1]);
+    told(
+        &mut shadow,
+        "build-late",
+        &format!("build {} is not finished", builds[1]),
+    );
+    // One is the most urgent, and all others are started before it.
+    other.run(&format!(
+        "update Builds set globalPriority = 100 where id = {}",
+        builds[28]
+    ));
+    for build in &builds[2..28] {
+        if shadow.log().contains("\"kind\":\"order\"") {
+            break;
+        }
+        other.starts(*build, "m1");
+        let drv: String = site.ask(&format!("select drvPath from Builds where id = {build}"));
+        shadow.wait_log(&format!("started there: ‘{drv}’"));
+        other.step_succeeds(*build);
+        other.build_ends(*build, 0);
+    }
+    told(&mut shadow, "order", "-job028.drv’ was passed over by");
+    shadow.signal(libc::SIGINT);
+    assert_eq!(shadow.wait().code(), Some(1), "there were differences");
+    let log = shadow.log();
+    let summary = log
+        .lines()
+        .rfind(|line| line.contains("\"summary\""))
+        .unwrap();
+    let summary: serde_json::Value = serde_json::from_str(summary).unwrap();
+    assert!(summary["startsAlike"].as_u64().unwrap() >= 4, "{summary}");
+    assert!(summary["buildsAlike"].as_u64().unwrap() >= 3, "{summary}");
+    assert_eq!(
+        summary["differences"]["build-status"]["count"], 1,
+        "{summary}"
+    );
+    assert!(!log.contains("BUG"), "{log}");
+}
+
+#[test]
+fn the_shadow_of_a_runner_that_decides_alike_has_nothing_to_tell() {
+    let site = Site::new(Pg::shared());
+    site.machines(&(Site::stub("m1", 2, 1, "-") + &Site::stub("m2", 1, 2, "kvm")));
+    let jobs = common::stub_jobs("job", 12, "stubSeconds = \"0.3\";");
+    let jobs = jobs.trim().trim_matches(['{', '}']);
+    let mut shadow = site
+        .hydrad(&["queue-runner", "--shadow", "--grace", "30"])
+        .env("HYDRA_DBI", reader_of(&site))
+        .start();
+    shadow.wait_log("following the queue runner");
+    let mut hydrad = site.start();
+    site.queue(&format!(
+        r#"rec {{ {jobs}
+            after = derivation {{ name = "after"; system = "{0}"; builder = "/none"; input = job000; }};
+            bad = derivation {{ name = "bad"; system = "{0}"; builder = "/none"; stubStatus = "3"; }};
+            dependent = derivation {{ name = "dependent"; system = "{0}"; builder = "/none"; input = bad; }};
+            special = derivation {{ name = "special"; system = "{0}"; builder = "/none"; requiredSystemFeatures = [ "kvm" ]; }};
+        }}"#,
+        common::system()
+    ));
+    site.wait_all_finished(&mut hydrad);
+    shadow.wait_log_times("ended there as expected", 16);
+    shadow.signal(libc::SIGINT);
+    let status = shadow.wait();
+    let log = shadow.log();
+    assert!(
+        log.contains("16 ended builds alike, 0 differences"),
+        "{log}"
+    );
+    assert_eq!(status.code(), Some(0), "{log}");
 }

@@ -50,12 +50,29 @@ pub fn queue_runner(args: &QueueRunnerArgs) -> Result<ExitCode> {
     if args.unlock {
         return unlock(&args.run);
     }
+    if args.shadow {
+        return shadow(args);
+    }
     let metrics = args.prometheus_address.iter().map(|address| Override {
         key: "queue_runner_metrics_address",
         value: address.clone(),
         option: "--prometheus-address".to_owned(),
     });
     serve(&args.run, metrics.collect(), args.build_one.map(BuildId))
+}
+
+/// `hydrad queue-runner --shadow`.
+fn shadow(args: &QueueRunnerArgs) -> Result<ExitCode> {
+    let signals = signals::listen().context("cannot listen to signals")?;
+    let settings = args.run.state.settings()?;
+    let target = args.run.state.target(&settings)?;
+    let options = queue::shadow::Options {
+        grace: Duration::from_secs(args.grace),
+        summary_every: Duration::from_secs(args.summary_every.saturating_mul(60)),
+        json: args.json,
+    };
+    let alike = queue::shadow::run(&settings, &target, options, &signals)?;
+    Ok(ExitCode::from(u8::from(!alike)))
 }
 
 fn serve(args: &RunArgs, overrides: Vec<Override>, build_one: Option<BuildId>) -> Result<ExitCode> {

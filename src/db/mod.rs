@@ -12,6 +12,7 @@ pub mod known_output;
 pub mod leftovers;
 pub mod listen;
 pub mod locks;
+pub mod observed;
 pub mod operate;
 pub mod orders;
 pub mod os_user;

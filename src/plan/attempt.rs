@@ -14,7 +14,7 @@ use super::ingest::limit_secs;
 use super::machines::{growing_ms, jitter_ms, Machines, StepTime};
 use super::runs::Run;
 use super::{Plan, Timer};
-use crate::model::{BuildStatus, MachineId, Phase, RunId};
+use crate::model::{BuildId, BuildStatus, MachineId, Phase, RunId};
 
 /// Runs started in one turn.
 const STARTS_PER_TURN: u32 = 1_000;
@@ -25,7 +25,7 @@ impl Plan {
     /// Starts what can be started: again and again the best machine takes the best step it supports.
     pub(super) fn place(&mut self) {
         self.placing = false;
-        if self.stopped || !self.machines.known || !self.holds.is_empty() {
+        if self.following || self.stopped || !self.machines.known || !self.holds.is_empty() {
             return;
         }
         if !self.failing.is_empty() || !self.unwanted.is_empty() {
@@ -65,7 +65,8 @@ impl Plan {
         self.placing = true;
     }
 
-    fn start(&mut self, step: u32, machine: u32) {
+    /// A runnable step takes a slot of a machine. Gives its run, the owner of its row and its own builds.
+    pub(super) fn occupy(&mut self, step: u32, machine: u32) -> (RunId, BuildId, Vec<BuildId>) {
         let announce: Vec<_> = self
             .builds
             .of_step(step, &self.graph)
@@ -77,8 +78,6 @@ impl Plan {
             .copied()
             .or_else(|| self.lowest_dependent(step));
         let primary = primary.expect("BUG: a runnable step that no build wants");
-        let above = self.graph.rdeps_with_builds(step, DEPENDENTS_LOOKED_AT);
-        let wanted_by = (announce.len() as u32 + above).max(1);
         let run = self.runs.next_id();
         let payer = self.jobsets.occupy(self.graph.step(step).set);
         let slot = self.runs.add(Run {
@@ -97,6 +96,13 @@ impl Plan {
         self.machines.occupy(machine, run, self.now);
         self.set_state(step, State::Running);
         self.graph.step_mut(step).aux = slot;
+        (run, primary, announce)
+    }
+
+    fn start(&mut self, step: u32, machine: u32) {
+        let above = self.graph.rdeps_with_builds(step, DEPENDENTS_LOOKED_AT);
+        let (run, primary, announce) = self.occupy(step, machine);
+        let wanted_by = (announce.len() as u32 + above).max(1);
         let ticket = self.next_ticket();
         let limits = self.graph.step(step);
         let (max_silent_secs, timeout_secs) =

@@ -14,6 +14,7 @@
 //! | `holds` | caps and emergencies: what may not start although a machine would take it |
 //! | `ingest` | from rows and facts to steps; which builds are gone |
 //! | `attempt` | from a runnable step to a run, and what its end means |
+//! | `follow` | what another queue runner does, when this one only watches |
 //! | `fail` | failing, aborting and dropping what depends on a step |
 //! | `explain`, `explanation` | counts, and why a build does not build |
 //! | `listing` | steps one by one, for those who look |
@@ -39,6 +40,7 @@ pub mod event;
 mod explain;
 pub mod explanation;
 mod fail;
+pub mod follow;
 mod graph;
 pub mod holds;
 mod index;
@@ -168,6 +170,8 @@ pub struct Plan {
     /// The newest pass that has begun.
     pass: Pass,
     stopped: bool,
+    /// Another queue runner starts steps; this plan only follows.
+    following: bool,
     /// While there is one, nothing is started.
     holds: BTreeMap<Hold, Held>,
     /// By step; for explanations alone.
@@ -216,6 +220,7 @@ impl Plan {
             written: Ticket(0),
             pass: Pass(0),
             stopped: false,
+            following: false,
             holds: BTreeMap::new(),
             troubles: FixedMap::default(),
             placing: false,

@@ -17,6 +17,7 @@ pub mod pages;
 pub mod runs;
 pub mod salvage;
 pub mod sender;
+pub mod shadow;
 pub mod slot;
 pub mod status;
 pub mod trust;
