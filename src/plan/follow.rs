@@ -78,11 +78,12 @@ impl Plan {
             let choice = Choice {
                 machine: at,
                 probe: false,
+                urgent_only: false,
             };
-            let (mask, without) = self.machines.mask(choice);
+            let mask = self.machines.mask(choice);
             let best = self
                 .index
-                .best(mask, without, &self.graph.steps, &self.jobsets);
+                .best(mask, false, &self.graph.steps, &self.jobsets);
             if let Some(step) = best {
                 found.push((Machines::id(at), self.graph.drv(step).into()));
             }

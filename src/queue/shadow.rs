@@ -369,7 +369,8 @@ impl Shadow {
         self.own.push_back(event);
         let mut actions = Vec::new();
         while let Some(event) = self.own.pop_front() {
-            self.plan.turn(self.clock.now(), event, &mut actions);
+            let now = self.clock.now();
+            self.plan.turn(now, &mut vec![event], &mut actions);
             let mut batch = Vec::new();
             for action in actions.drain(..) {
                 match action {
