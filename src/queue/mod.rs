@@ -134,6 +134,8 @@ pub struct Context {
     pub share_window_secs: u32,
     /// This host as its own machine: what `preferLocalBuild` is judged by.
     pub local_host: LocalHost,
+    /// hydrad's own tables are read: orders, questions, emergencies.
+    pub own_tables: bool,
     /// Nothing but this build is wanted.
     pub build_one: Option<BuildId>,
     plan: Sender<Inbox>,
@@ -434,6 +436,8 @@ fn context(
         share_window_secs: PlanSettings::default().share_window_secs,
         local_host: nix_conf::local_host(),
         build_one,
+        // An observer may have no rights on them, and they may not be there.
+        own_tables: proof.is_some(),
         plan: plan_sender,
         target: target.clone(),
         stopping: AtomicBool::new(false),

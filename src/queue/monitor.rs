@@ -178,8 +178,8 @@ impl Monitor {
             Message::Listening => {
                 self.list_wanted = true;
                 self.shares_wanted = true;
-                self.questions_wanted = true;
-                self.orders_wanted = true;
+                self.questions_wanted = self.context.own_tables;
+                self.orders_wanted = self.context.own_tables;
             }
             Message::Again => self.list_wanted = true,
             Message::Notice { channel, payload } => match channel.as_str() {
@@ -192,8 +192,8 @@ impl Monitor {
                 }
                 "jobset_shares_changed" => self.shares_wanted = true,
                 "dump_status" => self.status_wanted = true,
-                questions::ASKED => self.questions_wanted = true,
-                orders::CHANGED => self.orders_wanted = true,
+                questions::ASKED => self.questions_wanted = self.context.own_tables,
+                orders::CHANGED => self.orders_wanted = self.context.own_tables,
                 _ => self.list_wanted = true,
             },
             Message::Read(builds) => self.wanted.push_back(builds),
@@ -329,9 +329,12 @@ impl Monitor {
                 last,
             });
         }
-        let emergencies =
+        let emergencies = if self.context.own_tables {
             statements::emergencies(&mut *self.conn()?, unix_now(), EMERGENCIES_MAX as i64)
-                .inspect_err(|_| self.list_wanted = true)?;
+                .inspect_err(|_| self.list_wanted = true)?
+        } else {
+            Vec::new()
+        };
         if emergencies != self.emergencies {
             self.emergencies = emergencies.clone();
             self.context.tell_plan(Event::Emergencies {
