@@ -21,18 +21,19 @@ const APPLICATION: &str = "hydrad-explain";
 
 /// Say why a build does not build, or what it is doing
 ///
-/// BUILD is a number: the shortest chain of what it waits for, and why the end of that chain does not run; for a build
-/// that has ended, how, and where its log is. DRV is a derivation's path or base name. Anything else is a MACHINE as in
-/// the first column of the machines file: its slots, running steps, last errors and standing.
+/// BUILD is a number: the shortest chain of what it waits for, and why the end of that chain does
+/// not run; for a build that has ended, how, and where its log is. DRV is a derivation's path or
+/// base name. Anything else is a MACHINE as in the first column of the machines file: its slots,
+/// running steps, last errors and standing.
 ///
 ///     hydrad explain 1234
 ///     hydrad explain /nix/store/...-hello-2.12.drv
 ///     hydrad explain ssh://builder.example.org
 ///     hydrad explain 1234 --json | jq .now.step.at.state
 ///
-/// Asks the running queue runner through the database, so this works on any host that reaches it; if none answers,
-/// what the tables tell is shown. Exit code: 0 when there is such a thing, 1 when there is not or no queue runner
-/// answered.
+/// Asks the running queue runner through the database, so this works on any host that reaches it;
+/// if none answers, what the tables tell is shown. Exit code: 0 when there is such a thing, 1 when
+/// there is not or no queue runner answered.
 #[derive(clap::Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct ExplainArgs {

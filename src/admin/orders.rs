@@ -15,8 +15,9 @@ use crate::sys::clock::unix_now;
 
 /// Let a machine finish what it runs and give it nothing new
 ///
-/// MACHINE is the first column of the machines file. Remembered in the database: it holds for every queue runner, at
-/// once and after a restart, until `hydrad enable` or --until. Steps that only this machine could do wait.
+/// MACHINE is the first column of the machines file. Remembered in the database: it holds for every
+/// queue runner, at once and after a restart, until `hydrad enable` or --until. Steps that only
+/// this machine could do wait.
 ///
 ///     hydrad drain builder@big --until 2h --reason "new disk"
 ///     hydrad drain builder@big --until '2026-12-01 08:00'
@@ -29,8 +30,8 @@ pub struct DrainArgs {
 
 /// As drain, and stop the running steps: they go to other machines
 ///
-/// A step that is bringing its outputs already may finish. The others end as aborted, with who disabled the machine,
-/// without counting against the step or the machine.
+/// A step that is bringing its outputs already may finish. The others end as aborted, with who
+/// disabled the machine, without counting against the step or the machine.
 #[derive(clap::Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct DisableArgs {

@@ -22,14 +22,15 @@ const TURNS_PER_LOOK: u64 = 5_000;
 
 /// Rehearse scheduling: on a made-up queue, or on the real one to say when it will be done
 ///
-/// The scheduler that runs in production works through a synthetic queue in virtual time: inspecting
-/// derivations, starting steps on machines in Hydra's order, writing records. It prints what the
-/// scheduler itself cost, and whether any of its guarantees was violated.
+/// The scheduler that runs in production works through a synthetic queue in virtual time:
+/// inspecting derivations, starting steps on machines in Hydra's order, writing records. It prints
+/// what the scheduler itself cost, and whether any of its guarantees was violated.
 ///
-/// With --from-database it is the queue of the database as it is now, with the derivations of the local store and with
-/// durations of earlier steps of the same name. Nothing is written and no machine is asked. It prints when each
-/// evaluation and jobset would be done, and which system type waits most for machines; with --machines or --speed
-/// also what that would change. Everything is taken to succeed, and nothing new to be queued.
+/// With --from-database it is the queue of the database as it is now, with the derivations of the
+/// local store and with durations of earlier steps of the same name. Nothing is written and no
+/// machine is asked. It prints when each evaluation and jobset would be done, and which system type
+/// waits most for machines; with --machines or --speed also what that would change. Everything is
+/// taken to succeed, and nothing new to be queued.
 ///
 /// Examples:
 ///
@@ -38,10 +39,10 @@ const TURNS_PER_LOOK: u64 = 5_000;
 ///   hydrad simulate --from-database --speed builder1=2      and if builder1 were twice as fast?
 ///   hydrad simulate --synthetic 1000000x1000x8 --seed 1     a million steps, 1000 machines of 8 slots
 ///   hydrad simulate --synthetic 500x5x2 --faults 0.3        with failing builds, machines and kills
-///   hydrad simulate --seeds 10000                           ten thousand small worlds with faults and kills
+///   hydrad simulate --seeds 10000                           ten thousand small worlds with faults
 ///
-/// Equal seeds give equal runs. The exit code is 1 if a guarantee was violated; the first violation is
-/// printed with its seed.
+/// Equal seeds give equal runs. The exit code is 1 if a guarantee was violated; the first violation
+/// is printed with its seed.
 #[derive(Args, Clone, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct SimulateArgs {
