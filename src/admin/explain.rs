@@ -26,10 +26,10 @@ const APPLICATION: &str = "hydrad-explain";
 /// base name. Anything else is a MACHINE as in the first column of the machines file: its slots,
 /// running steps, last errors and standing.
 ///
-///     hydrad explain 1234
-///     hydrad explain /nix/store/...-hello-2.12.drv
-///     hydrad explain ssh://builder.example.org
-///     hydrad explain 1234 --json | jq .now.step.at.state
+///   hydrad explain 1234
+///   hydrad explain /nix/store/...-hello-2.12.drv
+///   hydrad explain ssh://builder.example.org
+///   hydrad explain 1234 --json | jq .now.step.at.state
 ///
 /// Asks the running queue runner through the database, so this works on any host that reaches it;
 /// if none answers, what the tables tell is shown. Exit code: 0 when there is such a thing, 1 when

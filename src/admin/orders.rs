@@ -19,8 +19,8 @@ use crate::sys::clock::unix_now;
 /// queue runner, at once and after a restart, until `hydrad enable` or --until. Steps that only
 /// this machine could do wait.
 ///
-///     hydrad drain builder@big --until 2h --reason "new disk"
-///     hydrad drain builder@big --until '2026-12-01 08:00'
+///   hydrad drain builder@big --until 2h --reason "new disk"
+///   hydrad drain builder@big --until '2026-12-01 08:00'
 #[derive(clap::Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct DrainArgs {
