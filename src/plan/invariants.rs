@@ -191,6 +191,10 @@ impl Plan {
                 todo.extend(self.graph.deps(step));
             }
         }
+        // While a failure is worked off, over as many turns as it takes, what a doomed step waited for is cut loose
+        // already; the emergency of its build ends with it.
+        let is_doomed = |&step: &u32| self.graph.step(step).state == State::Doomed;
+        let failing = urgent.iter().any(is_doomed);
         let mut counted: BTreeMap<u32, (u32, u32)> = BTreeMap::new();
         for (number, slot) in self.graph.steps.iter().enumerate() {
             let marked = self.index.is_urgent(slot);
@@ -202,7 +206,7 @@ impl Plan {
                 let leaving = self.unwanted.contains(&(number as u32));
                 let drv = self.graph.drv(number as u32);
                 assert!(
-                    wanted || leaving || !self.unwanted.is_empty(),
+                    wanted || leaving || failing || !self.unwanted.is_empty(),
                     "BUG: {drv} is urgent and no emergency wants it"
                 );
             }

@@ -1425,6 +1425,12 @@ mod tests {
         seeds(750..1000);
     }
 
+    /// A failure that is worked off over several turns below an emergency.
+    #[test]
+    fn seeds_that_failed_once() {
+        seeds(3_248..3_249);
+    }
+
     #[test]
     fn a_kill_at_every_turn_reaches_the_same_end() {
         for (seed, faults) in [(1, 0.0), (2, 0.4)] {
