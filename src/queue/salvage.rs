@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use super::connection::Trouble;
 use super::machine::Machine;
 use super::{adopt, inspect, slot, Context};
+use crate::base::lock::lock;
 use crate::db::leftovers::BusyStep;
 use crate::db::writer::{Body, Entry, Message};
 use crate::model::{MachineId, Ticket};
@@ -79,9 +80,7 @@ impl Leftovers {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+        lock(&self.state)
     }
 }
 
@@ -115,7 +114,7 @@ pub fn ask_machines(context: &Arc<Context>) {
 }
 
 fn take(rows: &Mutex<Vec<BusyStep>>) -> Vec<BusyStep> {
-    std::mem::take(&mut *rows.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    std::mem::take(&mut *lock(rows))
 }
 
 /// Settles the rows of one machine; without a machine all are aborted. A process that stops leaves the rest busy, for

@@ -18,6 +18,7 @@ use super::local::PathMeta;
 use super::objects::{Body, Existing, Headers, ObjectError, Objects};
 use super::presence::{Known, Lifetimes, Presence};
 use super::uri::{Params, UriError};
+use crate::base::lock::lock;
 use crate::model::UnixSecs;
 use crate::nix::hash::{nix32_encode, sha256_text, HashingWriter};
 use crate::nix::listing::Listing;
@@ -427,10 +428,7 @@ impl BinaryCache {
         let ask = || -> Result<(), CacheError> {
             while let Some(path) = paths.get(next.fetch_add(1, Ordering::Relaxed)) {
                 if let Some(meta) = self.lookup(path)? {
-                    found
-                        .lock()
-                        .unwrap_or_else(|poisoned| poisoned.into_inner())
-                        .insert((*path).to_owned(), meta);
+                    lock(&found).insert((*path).to_owned(), meta);
                 }
             }
             Ok(())
@@ -567,9 +565,7 @@ impl BinaryCache {
     }
 
     fn lock_claimed(&self) -> MutexGuard<'_, HashSet<String>> {
-        self.claimed
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+        lock(&self.claimed)
     }
 
     /// Begins to write a NAR, once there is room for one more at the same time.
@@ -901,9 +897,7 @@ impl Gate {
     }
 
     fn lock(&self) -> MutexGuard<'_, usize> {
-        self.free
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+        lock(&self.free)
     }
 }
 

@@ -7,6 +7,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use crate::base::lock::lock;
+
 use super::local::PathMeta;
 
 /// Answers in each of the two generations.
@@ -93,9 +95,7 @@ impl Presence {
     }
 
     fn lock(&self) -> MutexGuard<'_, Generations> {
-        self.generations
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+        lock(&self.generations)
     }
 }
 

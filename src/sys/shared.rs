@@ -3,6 +3,8 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::base::lock::lock;
+
 /// The last answer. While one thread fetches a new one the others wait for it instead of asking themselves.
 #[derive(Debug)]
 pub struct Shared<T> {
@@ -79,7 +81,7 @@ impl<T> Shared<T> {
     }
 
     fn lock(&self) -> MutexGuard<'_, State<T>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

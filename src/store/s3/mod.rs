@@ -34,6 +34,7 @@ use super::objects::{
     is_key, Body, Existing, Folder, Headers, ObjectError, Objects, Requests, Stat,
 };
 use super::uri::{StoreUri, UriError};
+use crate::base::lock::lock;
 use crate::base::random::Random;
 use crate::base::text::{clip, plain};
 use crate::nix::hash::{hex_encode, sha256, Sha256Hash};
@@ -537,7 +538,7 @@ impl Inner {
                 };
                 let sent = self.send_part(key, upload, at + 1, slice);
                 failed.fetch_or(sent.is_err(), Ordering::Relaxed);
-                *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(sent);
+                *lock(slot) = Some(sent);
             }
         };
         std::thread::scope(|scope| {
@@ -694,7 +695,7 @@ impl Inner {
             .saturating_mul(1 << (tries - 1).min(16))
             .min(self.limits.delay_max);
         let half = u64::try_from(longest.as_millis() / 2).unwrap_or(u64::MAX);
-        let mut jitter = self.jitter.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut jitter = lock(&self.jitter);
         Duration::from_millis(half + jitter.below(half + 1))
     }
 
@@ -799,9 +800,7 @@ impl Inner {
     }
 
     fn lock_credentials(&self) -> std::sync::MutexGuard<'_, Option<Credentials>> {
-        self.credentials
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        lock(&self.credentials)
     }
 
     /// The credentials in use, read or fetched anew if they have ended or will soon. Holding the lock meanwhile is meant:
