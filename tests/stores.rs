@@ -275,3 +275,158 @@ fn a_bucket_is_a_cache_that_another_store_believes_and_a_restart_finds() {
     let row = farm.client().query_one(sql, &[&again]).expect(sql);
     assert_eq!((row.get(0), row.get(1)), (Some(0), Some(1)));
 }
+
+/// What the local store's nix.conf says besides the usual.
+fn nix_conf(store: &NixStore, lines: &str) {
+    let path = store.dir().join("conf/nix.conf");
+    let mut text = fs::read_to_string(&path).expect("nix.conf");
+    text += lines;
+    fs::write(&path, text).expect("write nix.conf");
+}
+
+/// The finished steps of a build: type, status, machine, name and path of the outputs.
+fn steps(farm: &Farm, build: i32) -> Vec<(i32, Option<i32>, String, String, String)> {
+    let sql = "select s.type, s.status, s.machine, o.name, o.path from BuildSteps s
+               join BuildStepOutputs o on o.build = s.build and o.stepnr = s.stepnr
+               where s.build = $1 and s.busy = 0 and s.startTime > 0 and s.stopTime >= s.startTime
+               order by s.stepnr, o.name";
+    let rows = farm.client().query(sql, &[&build]).expect(sql);
+    rows.iter()
+        .map(|row| (row.get(0), row.get(1), row.get(2), row.get(3), row.get(4)))
+        .collect()
+}
+
+#[test]
+fn what_a_substituter_has_is_not_built_and_what_nobody_signed_is() {
+    let store = NixStore::owned_by(RunAs::Unprivileged);
+    let cache = Cache::new(&store);
+    let lib =
+        r#"lib = mk "lib" { outputs = [ "out" "dev" ]; } ''echo lib > $out; echo $out > $dev'';"#;
+    let lib_drv = job(
+        &store,
+        "lib",
+        r#"outputs = [ "out" "dev" ];"#,
+        "echo lib > $out; echo $out > $dev",
+    );
+    let app = format!(r#"app = mk "app" {{ {lib} }} ''cat $lib > $out; echo $lib >> $out'';"#);
+    let app_drv = job(&store, "app", lib, "cat $lib > $out; echo $lib >> $out");
+    let odd = r#"odd = mk "odd" { } ''echo odd > $out'';"#;
+    let odd_drv = job(&store, "odd", "", "echo odd > $out");
+    let top_drv = job(
+        &store,
+        "top",
+        &format!("{app} {odd}"),
+        "cat $app $odd > $out",
+    );
+    // A cache that has these, one of them without a signature; here they are gone.
+    for (drv, key) in [(&lib_drv, true), (&app_drv, true), (&odd_drv, false)] {
+        let mut to = format!("file://{}?compression=none", cache.path().display());
+        if key {
+            to += &format!("&secret-key={}", cache.dir.join("secret").display());
+        }
+        store.build(drv);
+        let args = ["copy", "--to", &to];
+        output_of(store.command("nix").args(args).args(store.outputs(drv)));
+    }
+    let all: Vec<String> = [&app_drv, &lib_drv, &odd_drv]
+        .iter()
+        .flat_map(|drv| store.outputs(drv))
+        .collect();
+    output_of(store.command("nix-store").arg("--delete").args(&all));
+    let server = cache.serve();
+    nix_conf(
+        &store,
+        &format!(
+            "substituters = {}\nrequire-sigs = true\ntrusted-public-keys = {}\ndownload-attempts = 1\n",
+            server.url,
+            cache.public_key().trim()
+        ),
+    );
+    let farm = Farm::new(&store)
+        .with_conf("use-substitutes = true\n")
+        .with_machines(&machine_line("localhost", 2));
+    let mut hydrad = farm.run(&[]);
+    hydrad.wait_log("ready: ");
+    let top = build(&farm, &mut hydrad, &top_drv);
+    assert_eq!(farm.statuses(&[top]), [Some(0)], "{}", hydrad.log());
+    let (app, odd) = (
+        store.outputs(&app_drv).remove(0),
+        store.outputs(&odd_drv).remove(0),
+    );
+    let top_out = store.outputs(&top_drv).remove(0);
+    let mut seen = steps(&farm, top);
+    seen.sort_by_key(|step| (step.0, step.4.ends_with("-top")));
+    let local = "localhost".to_owned();
+    assert_eq!(
+        seen,
+        [
+            (0, Some(0), local.clone(), "out".into(), odd),
+            (0, Some(0), local, "out".into(), top_out),
+            (1, Some(0), String::new(), "out".into(), app),
+        ],
+        "{}",
+        hydrad.log()
+    );
+    hydrad.wait_log(&format!("cannot fetch the outputs of '{odd_drv}'"));
+    assert!(hydrad.log().contains("trusted-public-keys"));
+
+    // All outputs of one derivation, each with a row of its own under the name that Hydra gives it.
+    let lib_outputs = store.outputs(&lib_drv);
+    output_of(
+        store
+            .command("nix-store")
+            .args(["--delete", "--ignore-liveness", &lib_outputs[1]]),
+    );
+    let missing: Vec<&String> = lib_outputs
+        .iter()
+        .filter(|out| !store.is_valid(out))
+        .collect();
+    assert!(!missing.is_empty());
+    let lib = build(&farm, &mut hydrad, &lib_drv);
+    assert_eq!(farm.statuses(&[lib]), [Some(0)], "{}", hydrad.log());
+    let seen: Vec<String> = steps(&farm, lib)
+        .into_iter()
+        .filter(|(kind, _, _, name, _)| *kind == 1 && name == "out")
+        .map(|step| step.4)
+        .collect();
+    assert_eq!(seen.iter().collect::<Vec<_>>(), missing, "{}", hydrad.log());
+    let sql = "select isCachedBuild, buildStatus from Builds where id = $1";
+    let row = farm.client().query_one(sql, &[&lib]).expect(sql);
+    assert_eq!((row.get(0), row.get(1)), (Some(1), Some(0)));
+
+    // Nobody answers there any more: everything is built, and the log says why.
+    drop(server);
+    let alone_drv = job(&store, "alone", "", "echo alone > $out");
+    let alone = build(&farm, &mut hydrad, &alone_drv);
+    assert_eq!(farm.statuses(&[alone]), [Some(0)], "{}", hydrad.log());
+    hydrad.wait_log("substituters are not asked for 60 seconds");
+    assert_eq!(steps(&farm, alone)[0].0, 0);
+    assert!(hydrad.terminate().success());
+}
+
+#[test]
+fn what_is_only_in_the_local_store_goes_into_the_cache_before_its_dependents_start() {
+    let store = NixStore::owned_by(RunAs::Unprivileged);
+    let cache = Cache::new(&store);
+    let lib = r#"lib = mk "lib" { } ''echo lib > $out'';"#;
+    let lib_drv = job(&store, "lib", "", "echo lib > $out");
+    let top_drv = job(&store, "top", lib, "cat $lib > $out; echo $lib >> $out");
+    let lib = store.build(&lib_drv).remove(0);
+    let far = FarMachine::new(&store, "builder");
+    let farm = Farm::new(&store)
+        .with_conf(&cache.conf("&compression=none"))
+        .with_machines(&machine_line("builder", 1));
+    let mut hydrad = farm.run(&far.env());
+    hydrad.wait_log("ready: ");
+    let top = build(&farm, &mut hydrad, &top_drv);
+    assert_eq!(farm.statuses(&[top]), [Some(0)], "{}", hydrad.log());
+    assert!(cache.narinfo(&lib).is_some());
+    let seen = steps(&farm, top);
+    assert_eq!(
+        seen[0],
+        (1, Some(0), String::new(), "out".into(), lib),
+        "{}",
+        hydrad.log()
+    );
+    assert_eq!((seen.len(), seen[1].0, &*seen[1].2), (2, 0, "builder"));
+}

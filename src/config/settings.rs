@@ -139,7 +139,6 @@ use Service::{Evaluator, Notify, QueueRunner};
 fn not_yet(key: &str) -> Option<&'static str> {
     Some(match key {
         "max-concurrent-notifications" => "this release has no notifier",
-        "use-substitutes" => "this release builds what is missing here; machines do substitute",
         "upload_logs_to_binary_cache" => "this release writes to the local store only",
         _ => return None,
     })
@@ -195,7 +194,8 @@ pub const DEFINITIONS: &[Definition] = &[
         "For how long a path that was not found in the binary cache of store_uri is believed not to \
          be there, unless hydrad itself puts it there."),
     used("use-substitutes", Kind::Bool, "false",
-        "Whether missing outputs are taken from substituters instead of being built."),
+        "Whether missing outputs are taken from the substituters of the local store's nix.conf instead \
+         of being built. A derivation of which they do not have all that is missing is built."),
     used("upload_logs_to_binary_cache", Kind::Bool, "false",
         "Whether the logs of finished steps are put into the binary cache of store_uri as well."),
     used("queue_runner_metrics_address", Kind::Address, "127.0.0.1:9198",
@@ -229,7 +229,7 @@ pub const DEFINITIONS: &[Definition] = &[
     used("query_timeout", Kind::Seconds, "600",
         "A machine must say which paths it has within this time."),
     used("substitute_timeout", Kind::Seconds, "7200",
-        "A machine may be silent for this long while it substitutes paths by itself."),
+        "A machine, or the local store, may be silent for this long while it substitutes paths by itself."),
     used("send_timeout", Kind::Seconds, "600",
         "Sending inputs to a machine may stand still for this long."),
     used("receive_timeout", Kind::Seconds, "600",

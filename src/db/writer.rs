@@ -51,6 +51,11 @@ const PHASE_DELAY: Duration = Duration::from_millis(250);
 const ENDED_RUNS_MAX: usize = 4_096;
 /// Step counters remembered; far above what a queue needs.
 const COUNTERS_MAX: usize = 1_000_000;
+/// `BuildSteps.type`.
+const STEP_BUILD: i32 = 0;
+const STEP_SUBSTITUTION: i32 = 1;
+/// The name under which Hydra records every substituted output.
+const SUBSTITUTED_NAME: &str = "out";
 /// `errorMsg` at most, bytes.
 const MESSAGE_BYTES_MAX: usize = 64 << 10;
 
@@ -872,6 +877,7 @@ fn announcements(body: &Body) -> Vec<(bool, BuildId)> {
 fn builds_of_starts(group: &[Entry]) -> Vec<BuildId> {
     let starts = group.iter().filter_map(|entry| match &entry.body {
         Body::StartStep(start) => Some(start.build),
+        Body::Record(Record::Substitute { build, .. }) => Some(*build),
         _ => None,
     });
     starts.collect()
@@ -902,6 +908,9 @@ fn describe(body: &Body) -> String {
             fail.builds.len(),
             fail.drv
         ),
+        Body::Record(Record::Substitute { build, drv, .. }) => {
+            format!("the substitution of outputs of {drv} for build {build}")
+        }
         Body::Record(Record::Abort { builds, drv, .. }) => {
             format!("the end of {} builds of {drv}", builds.len())
         }
@@ -927,6 +936,8 @@ struct GroupWork<'a, 'c> {
 struct StepRows {
     build: Vec<i32>,
     stepnr: Vec<i32>,
+    /// One of the two kinds of step, [`STEP_BUILD`] or [`STEP_SUBSTITUTION`].
+    kind: Vec<i32>,
     drv: Vec<String>,
     busy: Vec<i32>,
     status: Vec<Option<i32>>,
@@ -1060,6 +1071,7 @@ impl GroupWork<'_, '_> {
             let mut rows = StepRows::default();
             self.collect_starts(group, builds, &mut rows)?;
             self.collect_propagated(group, builds, &mut rows)?;
+            self.collect_substituted(group, builds, &mut rows)?;
             if rows.build.is_empty() {
                 return Ok(());
             }
@@ -1068,6 +1080,7 @@ impl GroupWork<'_, '_> {
                 &[
                     &rows.build,
                     &rows.stepnr,
+                    &rows.kind,
                     &rows.drv,
                     &rows.busy,
                     &rows.status,
@@ -1177,6 +1190,7 @@ impl GroupWork<'_, '_> {
             };
             rows.build.push(start.build.0);
             rows.stepnr.push(stepnr);
+            rows.kind.push(STEP_BUILD);
             rows.drv.push(start.drv.clone());
             rows.busy.push(1);
             rows.status.push(None);
@@ -1222,6 +1236,7 @@ impl GroupWork<'_, '_> {
                     let start =
                         (fail.step_status == BuildStatus::Unsupported).then(|| seconds(fail.start));
                     let row = FinishedRow {
+                        kind: STEP_BUILD,
                         drv: &fail.drv,
                         status: fail.step_status,
                         times: start.map(|start| (start, seconds(fail.stop))),
@@ -1249,6 +1264,7 @@ impl GroupWork<'_, '_> {
                         .filter(|id| builds.free.contains(id))
                         .collect();
                     let row = FinishedRow {
+                        kind: STEP_BUILD,
                         drv,
                         status: BuildStatus::Aborted,
                         times: Some((seconds(*at), seconds(*at))),
@@ -1267,6 +1283,55 @@ impl GroupWork<'_, '_> {
         Ok(())
     }
 
+    /// One finished row an output, as Hydra writes them.
+    fn collect_substituted(
+        &mut self,
+        group: &[Entry],
+        builds: &Builds,
+        rows: &mut StepRows,
+    ) -> Result<(), Failure> {
+        for entry in group {
+            let Body::Record(Record::Substitute {
+                build,
+                drv,
+                outputs,
+            }) = &entry.body
+            else {
+                continue;
+            };
+            if builds.unstartable.contains(build) {
+                continue;
+            }
+            // Perhaps an earlier attempt to write them was committed after all.
+            let paths: Vec<&str> = outputs.iter().map(|output| &*output.path).collect();
+            let written = self.tx.query(
+                include_str!("../../sql/queue/select_substitutions.sql"),
+                &[&build.0, &&**drv, &paths],
+            )?;
+            let written: HashSet<(String, Option<i32>)> =
+                written.iter().map(|row| (row.get(0), row.get(1))).collect();
+            for output in outputs {
+                if written.contains(&(output.path.clone(), Some(seconds(output.start)))) {
+                    continue;
+                }
+                let row = FinishedRow {
+                    kind: STEP_SUBSTITUTION,
+                    drv,
+                    status: BuildStatus::Succeeded,
+                    times: Some((seconds(output.start), seconds(output.stop))),
+                    machine: String::new(),
+                    system: None,
+                    outputs: vec![(SUBSTITUTED_NAME.to_owned(), Some(output.path.clone()))],
+                    message: None,
+                    origin: None,
+                    primary: *build,
+                };
+                self.push_finished(rows, &[*build], &row)?;
+            }
+        }
+        Ok(())
+    }
+
     fn push_finished(
         &mut self,
         rows: &mut StepRows,
@@ -1280,6 +1345,7 @@ impl GroupWork<'_, '_> {
             };
             rows.build.push(build.0);
             rows.stepnr.push(stepnr);
+            rows.kind.push(row.kind);
             rows.drv.push(row.drv.to_owned());
             rows.busy.push(0);
             rows.status.push(Some(row.status.code()));
@@ -1734,7 +1800,9 @@ impl GroupWork<'_, '_> {
                     self.notify.push(("build_finished", id.to_string()));
                 }
             }
-            Body::Record(Record::Phase { .. }) | Body::Abandon { .. } | Body::Void => {}
+            Body::Record(Record::Phase { .. } | Record::Substitute { .. })
+            | Body::Abandon { .. }
+            | Body::Void => {}
         }
     }
 
@@ -1759,6 +1827,11 @@ impl GroupWork<'_, '_> {
                 Body::StartStep(start) if builds.unstartable.contains(&start.build) => {
                     runs.insert(start.run);
                     Body::StartStep(start.clone())
+                }
+                Body::Record(record @ Record::Substitute { build, .. })
+                    if builds.unstartable.contains(build) =>
+                {
+                    Body::Record(record.clone())
                 }
                 Body::Record(record) if is_of(&entry.body, &runs) => Body::Record(record.clone()),
                 _ => continue,
@@ -1835,6 +1908,7 @@ struct Builds {
 
 /// A step row that is finished when it is made.
 struct FinishedRow<'a> {
+    kind: i32,
     drv: &'a str,
     status: BuildStatus,
     times: Option<(i32, i32)>,

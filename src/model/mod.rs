@@ -8,6 +8,6 @@ pub mod status;
 pub mod time;
 
 pub use ids::{BuildId, JobsetId, MachineId, RunId, Ticket};
-pub use output::{BuildMetric, BuildOutput, BuildProduct};
+pub use output::{BuildMetric, BuildOutput, BuildProduct, Substituted};
 pub use status::{BuildStatus, Phase};
 pub use time::{Millis, UnixSecs};

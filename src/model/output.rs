@@ -38,3 +38,12 @@ pub struct BuildMetric {
     pub unit: Option<String>,
     pub value: f64,
 }
+
+/// An output that was brought into the destination store without building it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Substituted {
+    /// Full store path.
+    pub path: String,
+    pub start: super::UnixSecs,
+    pub stop: super::UnixSecs,
+}

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use super::event::QuestionId;
-use crate::model::{BuildId, BuildOutput, BuildStatus, MachineId, Phase, RunId, Ticket, UnixSecs};
+use crate::model::{
+    BuildId, BuildOutput, BuildStatus, MachineId, Phase, RunId, Substituted, Ticket, UnixSecs,
+};
 
 #[derive(Clone, Debug)]
 pub enum Action {
@@ -76,6 +78,13 @@ pub enum Record {
     Succeed(Succeed),
     /// Builds that failed together; split into several records when they are many.
     Fail(Fail),
+    /// Outputs that were brought into the destination store without building; nobody is told.
+    Substitute {
+        /// Owns the rows: the lowest build that wants the step.
+        build: BuildId,
+        drv: Arc<str>,
+        outputs: Vec<Substituted>,
+    },
     /// Builds whose derivation was collected (or cannot be used): aborted, with a message.
     Abort {
         builds: Vec<BuildId>,

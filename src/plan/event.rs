@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use crate::model::{
-    BuildId, BuildOutput, BuildStatus, JobsetId, MachineId, Phase, RunId, Ticket, UnixSecs,
+    BuildId, BuildOutput, BuildStatus, JobsetId, MachineId, Phase, RunId, Substituted, Ticket,
+    UnixSecs,
 };
 
 /// Identifies one question the plan asked ([`super::action::Action::Inspect`],
@@ -198,6 +199,11 @@ pub enum StepFacts {
     Needed(StepSpec),
     /// Every output is valid in the destination store.
     Valid,
+    /// What was missing has been brought into the destination store without building: from a substituter, or from the
+    /// local store. Never empty.
+    Substituted { outputs: Vec<Substituted> },
+    /// That cannot be found out yet, since others are before it: ask again after a while.
+    Later,
     /// Some output is in FailedPaths.
     FailedBefore,
     /// The derivation is not in the local store any more.

@@ -77,6 +77,8 @@ pub struct Snapshot {
     pub questions_waiting: u64,
     pub tickets_unwritten: u64,
     pub stale_answers: u64,
+    /// Outputs brought into the destination store without building.
+    pub outputs_substituted: u64,
     /// The plan was told to start nothing new.
     pub stopped: bool,
     /// Builds that go before everything else.
@@ -191,6 +193,7 @@ impl Plan {
             questions_waiting: self.questions.waiting() as u64,
             tickets_unwritten: self.unwritten(),
             stale_answers: self.totals.stale_answers,
+            outputs_substituted: self.totals.outputs_substituted,
             stopped: self.stopped,
             emergencies: self.emergencies.iter().map(|e| e.build).collect(),
             holds: self.holds_now(now),

@@ -58,7 +58,7 @@ impl State {
         match self {
             Free => to == Asking,
             Asking => matches!(to, Inspecting | Free | Doomed),
-            Inspecting => matches!(to, Blocked | Runnable | Valid | Doomed | Free),
+            Inspecting => matches!(to, Blocked | Runnable | Valid | AskLater | Doomed | Free),
             AskLater => matches!(to, Asking | Free | Doomed),
             Blocked => matches!(to, Runnable | Doomed | Free),
             Runnable => matches!(to, Running | Doomed | Free),

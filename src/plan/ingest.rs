@@ -22,6 +22,8 @@ const PRIORITY_MAX: i32 = URGENT - 1;
 const BUILDS_PER_REQUEST: usize = 1_000;
 /// A row asked for and still not seen is asked for again after this time.
 const ASK_AGAIN_MS: u64 = 120_000;
+/// A step that could not be judged yet is asked about again after this time.
+const ASK_LATER_MS: u64 = 5_000;
 /// Valid steps kept, and for how long (Hydra keeps them for one pass over the queue).
 const VALID_KEPT_MAX: usize = 100_000;
 const VALID_KEPT_SECS: u32 = 600;
@@ -431,6 +433,23 @@ impl Plan {
         match facts {
             StepFacts::Needed(spec) => self.needed(step, &spec),
             StepFacts::Valid => self.valid(step),
+            StepFacts::Substituted { outputs } => {
+                self.totals.outputs_substituted += outputs.len() as u64;
+                // Without a build that wants it there is nothing to hang a row on.
+                if let Some(build) = self.lowest_dependent(step) {
+                    let drv = self.drv(step);
+                    self.record(Record::Substitute {
+                        build,
+                        drv,
+                        outputs,
+                    });
+                }
+                self.valid(step)
+            }
+            StepFacts::Later => {
+                self.sleep(step, State::AskLater, ASK_LATER_MS);
+                1
+            }
             StepFacts::FailedBefore => {
                 self.fail_step(step, Cause::FailedBefore);
                 1

@@ -117,6 +117,7 @@ struct Totals {
     retries: u64,
     tries_most: u32,
     stale_answers: u64,
+    outputs_substituted: u64,
 }
 
 /// The last thing that went wrong with a step.

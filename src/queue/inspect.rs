@@ -1,6 +1,8 @@
 //! Inspection: what the world knows about steps, in batches. Derivations are read and scanned in parallel,
 //! validity and cached failures asked once a batch.
 //!
+//! What may be had without building goes on to the fetchers (`fetch`), which answer instead.
+//!
 //! Whatever fails for a reason of ours (PostgreSQL or the daemon away) is tried again until it works; a
 //! derivation that cannot be used fails alone.
 
@@ -12,6 +14,7 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 use rayon::prelude::*;
 
+use super::fetch::Job;
 use super::Context;
 use crate::db::known_output;
 use crate::db::DbError;
@@ -67,7 +70,7 @@ enum Scanned {
     },
 }
 
-/// The answers about many derivations.
+/// The answers about many derivations, except for those that a fetcher will give.
 pub fn inspect(
     context: &Context,
     parsers: &rayon::ThreadPool,
@@ -130,23 +133,42 @@ fn judge(
         .map(String::as_str)
         .collect();
     let failed = until_it_works(context, "the database", || failed_paths(context, &needed));
-    batch
-        .iter()
-        .zip(scanned)
-        .map(|((question, _), scanned)| {
-            let facts = match scanned {
-                Scanned::Known(facts) => facts,
-                Scanned::Open { outputs, .. } if is_valid(&outputs) => StepFacts::Valid,
-                Scanned::Open { outputs, .. }
-                    if outputs.iter().any(|path| failed.contains(path)) =>
-                {
-                    StepFacts::FailedBefore
+    // What a fetcher may find there; with the local store as destination none of it.
+    let here = match context.fetchers {
+        Some(_) if !context.dest.is_local() && !needed.is_empty() => {
+            until_it_works(context, "the local store", || {
+                context.store.valid_paths(&needed)
+            })
+        }
+        _ => HashSet::new(),
+    };
+    let answer = |((question, drv), scanned): (&(QuestionId, Arc<str>), Scanned)| {
+        let facts = match scanned {
+            Scanned::Known(facts) => facts,
+            Scanned::Open { outputs, .. } if is_valid(&outputs) => StepFacts::Valid,
+            Scanned::Open { outputs, .. } if outputs.iter().any(|path| failed.contains(path)) => {
+                StepFacts::FailedBefore
+            }
+            Scanned::Open { spec, outputs, .. } => match &context.fetchers {
+                None => StepFacts::Needed(spec),
+                Some(fetchers) => {
+                    let job = Job {
+                        question: *question,
+                        drv: drv.clone(),
+                        spec,
+                        missing: outputs
+                            .into_iter()
+                            .filter(|path| !valid.contains(path))
+                            .collect(),
+                    };
+                    // A fetcher that takes it answers.
+                    return fetchers.offer(job, &here);
                 }
-                Scanned::Open { spec, .. } => StepFacts::Needed(spec),
-            };
-            (*question, facts)
-        })
-        .collect()
+            },
+        };
+        Some((*question, facts))
+    };
+    batch.iter().zip(scanned).filter_map(answer).collect()
 }
 
 /// Reads and scans one derivation, visibly: a file system that hangs is named with it.

@@ -8,6 +8,7 @@ pub mod build_one;
 pub mod connection;
 pub mod driver;
 pub mod explain;
+pub mod fetch;
 pub mod inspect;
 pub mod machine;
 pub mod meters;
@@ -60,6 +61,7 @@ use crate::sys::{heartbeat, systemd, thread, watchdog};
 use crate::web::server::Server;
 
 use driver::{Inbox, Ways};
+use fetch::Fetchers;
 use machine::{Keeping, Registry};
 use meters::Meters;
 use runs::Runs;
@@ -72,6 +74,8 @@ pub const APPLICATION_NAME: &str = "hydrad-queue-runner";
 const INBOX: usize = 8_192;
 /// Inspectors; each uses one connection to the database while it asks.
 const INSPECTORS: usize = 2;
+/// Those who fetch what need not be built; few, since a substituter is often asked by each of them.
+const FETCHER_NAMES: [&str; 4] = ["fetch-1", "fetch-2", "fetch-3", "fetch-4"];
 /// How long the start waits for a connection to read the operators' orders.
 const ORDERS_PATIENCE: Duration = Duration::from_secs(30);
 /// How often it is made sure that every thread is there.
@@ -119,6 +123,8 @@ pub struct Context {
     pub store: Arc<LocalStore>,
     /// Where outputs go; often the local store too.
     pub dest: Arc<Destination>,
+    /// Those who bring outputs there that need not be built; `None` if there is nothing for them to do.
+    pub fetchers: Option<Fetchers>,
     pub logs: LogStore,
     pub roots: GcRoots,
     pub pool: Pool,
@@ -337,6 +343,7 @@ struct Service {
     monitor: Sender<monitor::Message>,
     /// Closed at the end.
     watchdog: Sender<()>,
+    fetchers: Sender<()>,
     http: Option<Server>,
     threads: Vec<(&'static str, JoinHandle<()>)>,
     writer: JoinHandle<()>,
@@ -405,7 +412,7 @@ fn context(
     target: &DbTarget,
     pool: Pool,
     parts: (LogStore, GcRoots),
-    (store, dest): (Arc<LocalStore>, Arc<Destination>),
+    stores: Stores,
     proof: Option<LockProof>,
     build_one: Option<BuildId>,
 ) -> (Arc<Context>, Ends) {
@@ -413,8 +420,9 @@ fn context(
     // Bounded by the plan's credit, so that the plan never waits for the writer.
     let (writer_sender, writer_inbox) = unbounded();
     let context = Arc::new(Context {
-        store,
-        dest,
+        store: stores.local,
+        dest: stores.dest,
+        fetchers: stores.fetchers,
         logs: parts.0,
         roots: parts.1,
         pool,
@@ -456,13 +464,42 @@ fn context(
     (context, ends)
 }
 
-/// The local store and the destination store; without `writes` nothing is ever put there.
-fn stores(settings: &Settings, writes: bool) -> Result<(Arc<LocalStore>, Arc<Destination>), Error> {
-    let store = Arc::new(local_store(settings));
+/// The two stores, and who fetches from one into the other.
+struct Stores {
+    local: Arc<LocalStore>,
+    dest: Arc<Destination>,
+    fetchers: Option<Fetchers>,
+}
+
+/// Opens the stores; without `writes` nothing is ever put there.
+fn stores(settings: &Settings, writes: bool) -> Result<Stores, Error> {
+    let local = Arc::new(local_store(settings));
     let manner = manner(settings, writes);
-    let dest = Destination::open(settings.store_uri.as_deref(), store.clone(), &manner)
+    let dest = Destination::open(settings.store_uri.as_deref(), local.clone(), &manner)
         .map_err(Error::Setting)?;
-    Ok((store, Arc::new(dest)))
+    let fetchers = match writes {
+        true => fetchers(settings, &dest)?,
+        false => None,
+    };
+    Ok(Stores {
+        local,
+        dest: Arc::new(dest),
+        fetchers,
+    })
+}
+
+/// The way to the fetchers, if they may find anything.
+fn fetchers(settings: &Settings, dest: &Destination) -> Result<Option<Fetchers>, Error> {
+    if !settings.use_substitutes && dest.is_local() {
+        return Ok(None);
+    }
+    let idle_max = settings.deadlines.substitute_idle;
+    Fetchers::new(settings.use_substitutes, idle_max)
+        .map(Some)
+        .map_err(|error| Error::System {
+            what: "a pipe",
+            error,
+        })
 }
 
 /// The local store as the environment names it.
@@ -699,6 +736,18 @@ fn start_threads(
             spawn(name, move || inspect::serve(&context, &parsers, &questions))?,
         ));
     }
+    let (fetchers_ended, ended) = bounded(0);
+    if context.fetchers.is_some() {
+        for name in FETCHER_NAMES {
+            let (context, ended) = (context.clone(), ended.clone());
+            let body = move || {
+                if let Some(fetchers) = &context.fetchers {
+                    fetch::serve(&context, fetchers, &ended);
+                }
+            };
+            threads.push((name, spawn(name, body)?));
+        }
+    }
     let monitor = monitor::Monitor::new(context.clone(), monitor_inbox);
     threads.push(("monitor", spawn("monitor", move || monitor.run())?));
     let (for_listener, to_monitor) = (context.clone(), monitor_sender.clone());
@@ -752,6 +801,7 @@ fn start_threads(
         machines: machines_sender,
         monitor: monitor_sender,
         watchdog: watchdog_ended,
+        fetchers: fetchers_ended,
         http,
         threads,
         writer,
@@ -900,6 +950,10 @@ impl Service {
         drop(self.machines);
         drop(self.monitor);
         drop(self.watchdog);
+        drop(self.fetchers);
+        if let Some(fetchers) = &self.context.fetchers {
+            fetchers.end();
+        }
         if let Some(http) = self.http {
             http.end();
         }

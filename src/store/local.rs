@@ -345,14 +345,61 @@ impl LocalStore {
                 if daemon.client.usable() {
                     self.keep(daemon);
                 }
-                let said = if words.is_empty() {
-                    String::new()
-                } else {
-                    format!("; it said: {words}")
-                };
-                Err(format!("the local store, {doing}: {error}{said}"))
+                Err(with_words(
+                    format!("the local store, {doing}: {error}"),
+                    &words,
+                ))
             }
         }
+    }
+
+    /// Which of these paths a substituter of the local store has, asked over the network one after the other.
+    ///
+    /// # Errors
+    /// A message, in Nix's words: one of them does not answer.
+    pub fn substitutable(
+        &self,
+        fetching: &mut Fetching,
+        paths: &[&str],
+    ) -> Result<HashSet<String>, String> {
+        let found = self.fetch(fetching, "asking substituters", |client| {
+            client.query_substitutable_paths(paths)
+        })?;
+        Ok(found.into_iter().collect())
+    }
+
+    /// Makes a path and all it refers to valid by substitution.
+    ///
+    /// # Errors
+    /// A message, in Nix's words.
+    pub fn substitute(&self, fetching: &mut Fetching, path: &str) -> Result<(), String> {
+        self.fetch(fetching, "substituting", |client| client.ensure_path(path))
+    }
+
+    /// One question in a conversation that is nobody else's, since it may take long.
+    fn fetch<T>(
+        &self,
+        fetching: &mut Fetching,
+        doing: &'static str,
+        question: impl FnOnce(&mut WorkerClient<PipeReader, PipeWriter>) -> Result<T, WireError>,
+    ) -> Result<T, String> {
+        let kept = fetching.daemon.take();
+        let mut daemon = match kept {
+            Some(daemon)
+                if daemon.opened.elapsed() < DAEMON_AGE_MAX
+                    && !daemon.client.get_ref().is_ready() =>
+            {
+                daemon
+            }
+            _ => self.open(fetching.kill.clone())?,
+        };
+        daemon.pipes.enter(doing, fetching.idle_max);
+        let answer = question(&mut daemon.client);
+        let words = daemon.pipes.stderr_tail();
+        if daemon.client.usable() {
+            fetching.daemon = Some(daemon);
+        }
+        answer.map_err(|error| with_words(format!("the local store, {doing}: {error}"), &words))
     }
 
     fn permit(&self) -> Permit<'_> {
@@ -371,7 +418,9 @@ impl LocalStore {
     fn daemon(&self) -> Result<Daemon, String> {
         loop {
             let Some(daemon) = lock(&self.idle).pop() else {
-                return self.open();
+                let kill = KillSwitch::new()
+                    .map_err(|error| format!("cannot make a kill switch: {error}"))?;
+                return self.open(Arc::new(kill));
             };
             // One that has something to say unasked has ended.
             if daemon.opened.elapsed() < DAEMON_AGE_MAX && !daemon.client.get_ref().is_ready() {
@@ -380,10 +429,7 @@ impl LocalStore {
         }
     }
 
-    fn open(&self) -> Result<Daemon, String> {
-        let kill = Arc::new(
-            KillSwitch::new().map_err(|error| format!("cannot make a kill switch: {error}"))?,
-        );
+    fn open(&self, kill: Arc<KillSwitch>) -> Result<Daemon, String> {
         let (stdin, stdout, stderr, child) = match &self.way {
             Way::Stdio(program) => {
                 let (child, ends) = child::spawn(Command::new(program).arg("--stdio"))
@@ -438,6 +484,33 @@ impl LocalStore {
             stale
         };
         drop(stale);
+    }
+}
+
+/// A message, and what the daemon said beside it.
+fn with_words(message: String, words: &str) -> String {
+    if words.is_empty() {
+        return message;
+    }
+    format!("{message}; it said: {words}")
+}
+
+/// A conversation with the daemon for what may take long; kept from question to question by whoever asks.
+pub struct Fetching {
+    kill: Arc<KillSwitch>,
+    /// How long the daemon may show no progress.
+    idle_max: Duration,
+    daemon: Option<Daemon>,
+}
+
+impl Fetching {
+    /// Ended at once when `kill` is thrown.
+    pub fn new(kill: Arc<KillSwitch>, idle_max: Duration) -> Fetching {
+        Fetching {
+            kill,
+            idle_max,
+            daemon: None,
+        }
     }
 }
 

@@ -525,6 +525,11 @@ fn of_queue(page: &mut Page, now: &Snapshot) {
             now.stale_answers,
         ),
         (
+            "hydrad_outputs_substituted_total",
+            "Outputs brought into the destination store without building them.",
+            now.outputs_substituted,
+        ),
+        (
             "hydrad_stalls_total",
             "Times the log said that the queue does not move.",
             now.stalls,

@@ -34,6 +34,7 @@ const ENSURE_PATH: u64 = 10;
 const ADD_TEMP_ROOT: u64 = 11;
 const SET_OPTIONS: u64 = 19;
 const QUERY_PATH_INFO: u64 = 26;
+const QUERY_SUBSTITUTABLE_PATH_INFOS: u64 = 30;
 const QUERY_VALID_PATHS: u64 = 31;
 const NAR_FROM_PATH: u64 = 38;
 const ADD_TO_STORE_NAR: u64 = 39;
@@ -318,6 +319,43 @@ impl<R: Read, W: Write> WorkerClient<R, W> {
                 w.string(path)
             },
             |r| expect_one(r, "ensuring a path"),
+        )
+    }
+
+    /// Which of `paths` a substituter has. Asks them over the network, one path after the other.
+    pub fn query_substitutable_paths<T: AsRef<str>>(
+        &mut self,
+        paths: &[T],
+    ) -> Result<Vec<String>, Error> {
+        let minor = self.minor;
+        self.request(
+            |w| {
+                w.u64(QUERY_SUBSTITUTABLE_PATH_INFOS)?;
+                if minor < 22 {
+                    return write_paths(w, paths);
+                }
+                w.u64(paths.len() as u64)?;
+                for path in paths {
+                    w.string(path.as_ref())?;
+                    w.string("")?; // a content address, which might be looked for under another name
+                }
+                Ok(())
+            },
+            |r| {
+                let mut found = Vec::new();
+                for _ in 0..r.count("substitutable paths", paths.len())? {
+                    let path = r.word("substitutable path")?;
+                    if !paths.iter().any(|asked| asked.as_ref() == path) {
+                        return Err(Error::protocol("one of the paths asked about", path));
+                    }
+                    r.optional_word("deriver")?;
+                    r.words("references", REFERENCES_MAX)?;
+                    r.u64()?; // size of the download
+                    r.u64()?; // size of the NAR
+                    found.push(path);
+                }
+                Ok(found)
+            },
         )
     }
 

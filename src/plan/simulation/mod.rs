@@ -25,7 +25,8 @@ use super::Plan;
 use crate::base::hash::FixedMap;
 use crate::base::random::{mix, Random};
 use crate::model::{
-    BuildId, BuildOutput, BuildStatus, JobsetId, Millis, Phase, RunId, Ticket, UnixSecs,
+    BuildId, BuildOutput, BuildStatus, JobsetId, Millis, Phase, RunId, Substituted, Ticket,
+    UnixSecs,
 };
 
 /// The world begins here; any time with a few years before it.
@@ -920,7 +921,21 @@ impl World {
                 message: "no such builder".into(),
             },
             _ if self.failed_paths[step as usize] => StepFacts::FailedBefore,
-            _ => StepFacts::Needed(self.queue.spec(step)),
+            _ if self.mishap(0.02) => StepFacts::Later,
+            fate => {
+                let spec = self.queue.spec(step);
+                // Of the others what they wait for may have to fail first.
+                if fate == Fate::Good && spec.inputs.is_empty() && self.mishap(0.1) {
+                    self.valid[step as usize] = true;
+                    let outputs = vec![Substituted {
+                        path: self.queue.drv(step),
+                        start: 0,
+                        stop: 0,
+                    }];
+                    return StepFacts::Substituted { outputs };
+                }
+                StepFacts::Needed(spec)
+            }
         }
     }
 
@@ -1215,6 +1230,11 @@ impl World {
                 }
                 fail.builds.iter().for_each(|build| self.finishes(build.id));
             }
+            Record::Substitute { outputs, .. } => {
+                if outputs.is_empty() {
+                    self.violate("records a substitution of nothing".into());
+                }
+            }
             Record::Abort { builds, .. } => builds.iter().for_each(|&id| self.finishes(id)),
         }
         self.writing.push_back(Writing {
@@ -1267,7 +1287,7 @@ impl World {
                         .iter()
                         .for_each(|&id| self.finish_row(id, BuildStatus::Aborted));
                 }
-                Some(Record::Phase { .. }) | None => {}
+                Some(Record::Phase { .. } | Record::Substitute { .. }) | None => {}
             }
         }
         self.commit_due = !self.writing.is_empty();
