@@ -430,3 +430,61 @@ fn what_is_only_in_the_local_store_goes_into_the_cache_before_its_dependents_sta
     );
     assert_eq!((seen.len(), seen[1].0, &*seen[1].2), (2, 0, "builder"));
 }
+
+#[test]
+fn a_log_gets_into_the_cache_whoever_compresses_it_and_whatever_ends_meanwhile() {
+    let store = NixStore::owned_by(RunAs::Unprivileged);
+    let cache = Cache::new(&store);
+    let farm = Farm::new(&store)
+        .with_conf(&cache.conf("&compression=none"))
+        .with_conf("upload_logs_to_binary_cache = true\n")
+        .with_machines(&machine_line("localhost", 1));
+    let in_cache = |drv: &str| {
+        let name = Path::new(drv).file_name().expect("a name");
+        fs::read_to_string(cache.path().join("log").join(name))
+    };
+    let name = |drv: &str| drv.rsplit('/').next().expect("a name").to_owned();
+
+    // The end of hydrad waits for the last of them. A failed build has one too.
+    let good_drv = job(&store, "good", "", "echo a good log; echo > $out");
+    let bad_drv = job(&store, "bad", "", "echo a bad log; exit 1");
+    let mut hydrad = farm.run(&[]);
+    hydrad.wait_log("ready: ");
+    let builds = farm.enqueue(&[&good_drv, &bad_drv]);
+    farm.wait_ended(&mut hydrad, &builds);
+    assert!(hydrad.terminate().success());
+    assert_eq!(farm.statuses(&builds), [Some(0), Some(1)]);
+    for (drv, text) in [(&good_drv, "a good log\n"), (&bad_drv, "a bad log\n")] {
+        assert_eq!(in_cache(drv).expect("a log in the cache"), text);
+        assert_eq!(
+            fs::read_to_string(farm.log_path(drv)).expect("the local file stays"),
+            text
+        );
+    }
+    let server = cache.serve();
+    let mut nix = store.command("nix");
+    nix.args(["log", "--option", "substituters", &server.url, &good_drv]);
+    assert_eq!(output_of(&mut nix), "a good log");
+
+    // It cannot be written: the build is none the worse. Then hydrad is killed, and somebody compresses the log.
+    let folder = cache.path().join("log");
+    fs::rename(&folder, cache.path().join("old")).expect("rename");
+    fs::write(&folder, "in the way").expect("write");
+    let late_drv = job(&store, "late", "", "echo a late log; echo > $out");
+    let mut hydrad = farm.run(&[]);
+    hydrad.wait_log("ready: ");
+    let late = build(&farm, &mut hydrad, &late_drv);
+    assert_eq!(farm.statuses(&[late]), [Some(0)]);
+    hydrad.wait_log(&format!("cannot upload the log of {}", name(&late_drv)));
+    hydrad.kill_9();
+    output_of(RunAs::Me.command("bzip2").arg(farm.log_path(&late_drv)));
+    assert!(!farm.log_path(&late_drv).exists());
+    fs::remove_file(&folder).expect("remove");
+    let mut hydrad = farm.run(&[]);
+    let text = hydrad.eventually("the log should be uploaded", || in_cache(&late_drv).ok());
+    assert_eq!(text, "a late log\n");
+    hydrad.eventually("nothing should be left to do", || {
+        let left = fs::read_dir(farm.dir().join("queue-runner/log-uploads")).expect("a spool");
+        (left.count() == 0).then_some(())
+    });
+}

@@ -139,7 +139,6 @@ use Service::{Evaluator, Notify, QueueRunner};
 fn not_yet(key: &str) -> Option<&'static str> {
     Some(match key {
         "max-concurrent-notifications" => "this release has no notifier",
-        "upload_logs_to_binary_cache" => "this release writes to the local store only",
         _ => return None,
     })
 }
@@ -197,7 +196,8 @@ pub const DEFINITIONS: &[Definition] = &[
         "Whether missing outputs are taken from the substituters of the local store's nix.conf instead \
          of being built. A derivation of which they do not have all that is missing is built."),
     used("upload_logs_to_binary_cache", Kind::Bool, "false",
-        "Whether the logs of finished steps are put into the binary cache of store_uri as well."),
+        "Whether the logs of finished steps are put into the binary cache of store_uri as well, where \
+         `nix log` finds them. The local files stay."),
     used("queue_runner_metrics_address", Kind::Address, "127.0.0.1:9198",
         "Where /metrics (Prometheus) and /healthz are served. none: nowhere."),
     used("status_address", Kind::Address, "127.0.0.1:9199",

@@ -126,6 +126,9 @@ fn success(
             .map_err(|error| format!("cannot register a GC root for {path}: {error}"))?;
     }
     let log = context.logs.path(&step.drv);
+    if let Some(uploads) = context.log_uploads.as_ref().filter(|_| log.exists()) {
+        uploads.add(&step.drv);
+    }
     Ok(Adoption {
         build: step.build,
         stepnr: step.stepnr,

@@ -10,6 +10,7 @@ pub mod driver;
 pub mod explain;
 pub mod fetch;
 pub mod inspect;
+pub mod log_upload;
 pub mod machine;
 pub mod meters;
 pub mod monitor;
@@ -62,6 +63,7 @@ use crate::web::server::Server;
 
 use driver::{Inbox, Ways};
 use fetch::Fetchers;
+use log_upload::LogUploads;
 use machine::{Keeping, Registry};
 use meters::Meters;
 use runs::Runs;
@@ -84,6 +86,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 const STATUS_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the last records may take after the last run.
 const LAST_RECORDS: Duration = Duration::from_secs(10);
+/// How long a thread may take to end what it is doing.
+const LAST_THREADS: Duration = Duration::from_secs(20);
+/// How long the last logs may take into the binary cache.
+const LAST_LOGS: Duration = Duration::from_secs(30);
 
 /// Why the queue runner does not start or does not go on.
 #[derive(Debug, thiserror::Error)]
@@ -126,6 +132,8 @@ pub struct Context {
     /// Those who bring outputs there that need not be built; `None` if there is nothing for them to do.
     pub fetchers: Option<Fetchers>,
     pub logs: LogStore,
+    /// Those who put logs into the binary cache; `None` if nobody asked for that.
+    pub log_uploads: Option<LogUploads>,
     pub roots: GcRoots,
     pub pool: Pool,
     pub machines: Registry,
@@ -344,6 +352,7 @@ struct Service {
     /// Closed at the end.
     watchdog: Sender<()>,
     fetchers: Sender<()>,
+    uploaders: Sender<()>,
     http: Option<Server>,
     threads: Vec<(&'static str, JoinHandle<()>)>,
     writer: JoinHandle<()>,
@@ -423,6 +432,7 @@ fn context(
         store: stores.local,
         dest: stores.dest,
         fetchers: stores.fetchers,
+        log_uploads: stores.log_uploads,
         logs: parts.0,
         roots: parts.1,
         pool,
@@ -469,6 +479,7 @@ struct Stores {
     local: Arc<LocalStore>,
     dest: Arc<Destination>,
     fetchers: Option<Fetchers>,
+    log_uploads: Option<LogUploads>,
 }
 
 /// Opens the stores; without `writes` nothing is ever put there.
@@ -477,14 +488,15 @@ fn stores(settings: &Settings, writes: bool) -> Result<Stores, Error> {
     let manner = manner(settings, writes);
     let dest = Destination::open(settings.store_uri.as_deref(), local.clone(), &manner)
         .map_err(Error::Setting)?;
-    let fetchers = match writes {
-        true => fetchers(settings, &dest)?,
-        false => None,
+    let (fetchers, log_uploads) = match writes {
+        true => (fetchers(settings, &dest)?, log_uploads(settings, &dest)?),
+        false => (None, None),
     };
     Ok(Stores {
         local,
         dest: Arc::new(dest),
         fetchers,
+        log_uploads,
     })
 }
 
@@ -498,6 +510,24 @@ fn fetchers(settings: &Settings, dest: &Destination) -> Result<Option<Fetchers>,
         .map(Some)
         .map_err(|error| Error::System {
             what: "a pipe",
+            error,
+        })
+}
+
+/// The way to those who upload logs, if there is a binary cache to upload them to.
+fn log_uploads(settings: &Settings, dest: &Destination) -> Result<Option<LogUploads>, Error> {
+    if !settings.upload_logs_to_binary_cache {
+        return Ok(None);
+    }
+    if dest.cache().is_none() {
+        log::warn!("upload_logs_to_binary_cache has no effect: store_uri is not a binary cache");
+        return Ok(None);
+    }
+    let dir = settings.data_dir.join("queue-runner").join("log-uploads");
+    LogUploads::open(&dir)
+        .map(Some)
+        .map_err(|error| Error::Files {
+            what: dir.display().to_string(),
             error,
         })
 }
@@ -748,6 +778,18 @@ fn start_threads(
             threads.push((name, spawn(name, body)?));
         }
     }
+    let (uploaders_ended, ended) = bounded(0);
+    if context.log_uploads.is_some() {
+        for (me, name) in log_upload::UPLOADERS.into_iter().enumerate() {
+            let (context, ended) = (context.clone(), ended.clone());
+            let body = move || {
+                if let Some(uploads) = &context.log_uploads {
+                    log_upload::serve(&context, uploads, me, &ended);
+                }
+            };
+            threads.push((name, spawn(name, body)?));
+        }
+    }
     let monitor = monitor::Monitor::new(context.clone(), monitor_inbox);
     threads.push(("monitor", spawn("monitor", move || monitor.run())?));
     let (for_listener, to_monitor) = (context.clone(), monitor_sender.clone());
@@ -802,6 +844,7 @@ fn start_threads(
         monitor: monitor_sender,
         watchdog: watchdog_ended,
         fetchers: fetchers_ended,
+        uploaders: uploaders_ended,
         http,
         threads,
         writer,
@@ -950,6 +993,10 @@ impl Service {
         drop(self.machines);
         drop(self.monitor);
         drop(self.watchdog);
+        if let Some(uploads) = &self.context.log_uploads {
+            wait_for_logs(uploads, signals);
+        }
+        drop(self.uploaders);
         drop(self.fetchers);
         if let Some(fetchers) = &self.context.fetchers {
             fetchers.end();
@@ -960,12 +1007,31 @@ impl Service {
         for machine in self.context.machines.all() {
             machine.close_all();
         }
+        let until = Instant::now() + LAST_THREADS;
         for (name, handle) in self.threads {
-            if handle.join().is_err() {
+            while !handle.is_finished() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            if !handle.is_finished() {
+                // A store that takes its time; the next start finds everything as after a kill.
+                log::warn!("leaving while '{name}' is still at work");
+            } else if handle.join().is_err() {
                 log::warn!("the thread '{name}' panicked");
             }
         }
         log::info!("stopped");
+    }
+}
+
+/// What was handed over is to be in the cache; what is not by then the next start finds.
+fn wait_for_logs(uploads: &LogUploads, signals: &Receiver<Signal>) {
+    heartbeat::idle("waiting for logs to be uploaded");
+    uploads.wait(Instant::now() + LAST_LOGS, || {
+        signals.try_recv() == Ok(Signal::Stop)
+    });
+    let left = uploads.left();
+    if left > 0 {
+        log::warn!("{left} logs are not in the binary cache yet; the next start goes on with them");
     }
 }
 

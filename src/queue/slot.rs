@@ -167,6 +167,10 @@ fn attempt(context: &Arc<Context>, machine: &Arc<Machine>, kill: &Arc<KillSwitch
         context.void_ticket(ticket);
     }
     context.runs.forget(run);
+    // Noted before anybody hears of the end, and may compress it.
+    if let Some(uploads) = context.log_uploads.as_ref().filter(|_| end.has_log) {
+        uploads.add(&attempt.start.drv);
+    }
     context.end_run(run, end);
 }
 

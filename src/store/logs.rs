@@ -7,12 +7,15 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use super::compress::decompress;
 use crate::base::lock::lock;
 use crate::model::RunId;
 use crate::nix::store_path::base_name;
 
 /// Endings a log may have got after it was written.
 const COMPRESSED: [&str; 2] = [".bz2", ".zst"];
+/// How often a log that gets another name meanwhile is looked for.
+const OPENINGS_MAX: usize = 5;
 /// Runs whose moved log is remembered, so that a repeated transaction names the same file.
 const KEPT_MAX: usize = 4_096;
 
@@ -98,6 +101,31 @@ impl LogStore {
         }
         kept.insert(run, path.clone());
         path
+    }
+
+    /// Opens the newest log of a derivation for reading, compressed by somebody or not; `None` if there is none.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn newest(&self, drv: &str) -> io::Result<Option<Box<dyn io::Read + Send>>> {
+        let mut last = None;
+        for _ in 0..OPENINGS_MAX {
+            let Some((_, path)) = self.attempts(drv)?.pop() else {
+                return Ok(None);
+            };
+            let compression = match path.extension().and_then(|end| end.to_str()) {
+                Some("bz2") => "bzip2",
+                Some("zst") => "zstd",
+                _ => "none",
+            };
+            match File::open(&path) {
+                Ok(file) => return decompress(compression, file),
+                // Moved aside or compressed in this very moment.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => last = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        last.map_or(Ok(None), Err)
     }
 
     /// The logs of a derivation: attempt number and path, the current one last with the highest number.

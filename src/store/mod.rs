@@ -13,4 +13,5 @@ pub mod objects;
 pub mod presence;
 pub mod roots;
 pub mod s3;
+pub mod spool;
 pub mod uri;
