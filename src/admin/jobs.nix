@@ -10,6 +10,8 @@ let
     if isAttrs set && hasAttr name set then getAttr name set else throw "attribute '${path}' is not there") root (split path);
   join = prefix: name: if prefix == "" then name else "${prefix}.${name}";
   text = x: if isString x then x else if x == null then null else toString x;
+  # A content-addressed output has a placeholder instead of a path.
+  known = path: if builtins.substring 0 (builtins.stringLength builtins.storeDir) path == builtins.storeDir then path else null;
   number = default: x: if builtins.isInt x then x else default;
   job = name: drv:
     let
@@ -23,7 +25,7 @@ let
       drv = builtins.unsafeDiscardStringContext attempt.value;
       nixName = drv.name;
       system = drv.system;
-      outputs = listToAttrs (map (o: { name = o; value = builtins.unsafeDiscardStringContext drv.${o}.outPath; }) outputs);
+      outputs = listToAttrs (map (o: { name = o; value = known (builtins.unsafeDiscardStringContext drv.${o}.outPath); }) outputs);
       description = text (meta.description or null);
       homepage = text (meta.homepage or null);
       priority = number 100 (meta.schedulingPriority or null);

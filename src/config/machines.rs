@@ -535,6 +535,8 @@ pub struct LocalHost {
     pub slots: u32,
     /// `system-features` of nix.conf.
     pub features: Vec<String>,
+    /// The experimental feature `ca-derivations` is on.
+    pub content_addressed: bool,
     /// `extra-platforms` of nix.conf: also built here if a derivation prefers to be.
     pub extra_platforms: Vec<String>,
 }
@@ -555,6 +557,7 @@ impl LocalHost {
             systems,
             slots: max_jobs.unwrap_or_else(|| u32::try_from(cpus).unwrap_or(1)),
             features,
+            content_addressed: false,
             extra_platforms: Vec::new(),
         }
     }

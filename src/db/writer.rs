@@ -29,6 +29,7 @@ use super::questions;
 use super::DbError;
 use crate::base::text;
 use crate::model::{BuildId, BuildOutput, BuildStatus, MachineId, RunId, Ticket, UnixSecs};
+use crate::nix::store_path::base_name;
 use crate::plan::action::{Fail, FinishStep, Record, Succeed};
 use crate::sys::clock::unix_now;
 use crate::sys::heartbeat;
@@ -101,6 +102,8 @@ pub struct StartStep {
     pub run: RunId,
     pub build: BuildId,
     pub drv: String,
+    /// The derivation that was resolved into this one, which gets a row that says so.
+    pub resolved_from: Option<String>,
     pub system: String,
     pub machine: String,
     /// Name and path; no path where it is known only after the build.
@@ -1182,7 +1185,17 @@ impl GroupWork<'_, '_> {
                 continue;
             }
             self.delete_leftovers(start)?;
-            let Some(stepnr) = self.next_stepnr(start.build) else {
+            let mut next = self.next_stepnr(start.build);
+            if let (Some(number), Some(from)) = (next, &start.resolved_from) {
+                if self.insert_resolved(start, from, number)? {
+                    for (name, _) in &start.outputs {
+                        rows.outputs
+                            .push((start.build.0, number, name.clone(), None));
+                    }
+                    next = self.next_stepnr(start.build);
+                }
+            }
+            let Some(stepnr) = next else {
                 self.staged
                     .acks
                     .push((start.done.clone(), StartAck::BuildGone));
@@ -1211,6 +1224,28 @@ impl GroupWork<'_, '_> {
                 .push((start.done.clone(), StartAck::Written));
         }
         Ok(())
+    }
+
+    /// A build has one row that says into what a step was resolved, however often that is tried. `false`: it is there.
+    fn insert_resolved(
+        &mut self,
+        start: &StartStep,
+        from: &str,
+        stepnr: i32,
+    ) -> Result<bool, Failure> {
+        let into = base_name(&start.drv);
+        let inserted = self.tx.execute(
+            include_str!("../../sql/queue/insert_resolved_step.sql"),
+            &[
+                &start.build.0,
+                &stepnr,
+                &from,
+                &seconds(start.start),
+                &start.system,
+                &into,
+            ],
+        )?;
+        Ok(inserted > 0)
     }
 
     fn collect_propagated(

@@ -20,6 +20,8 @@ pub enum BuildStatus {
     LogLimitExceeded = 10,
     NarSizeLimitExceeded = 11,
     NotDeterministic = 12,
+    /// Steps only: the derivation named in `resolvedDrvPath` was built in its place.
+    Resolved = 13,
 }
 
 impl BuildStatus {
@@ -42,6 +44,7 @@ impl BuildStatus {
             10 => LogLimitExceeded,
             11 => NarSizeLimitExceeded,
             12 => NotDeterministic,
+            13 => Resolved,
             _ => return None,
         })
     }
@@ -62,6 +65,7 @@ impl BuildStatus {
             LogLimitExceeded => "log limit exceeded",
             NarSizeLimitExceeded => "output limit exceeded",
             NotDeterministic => "not deterministic",
+            Resolved => "resolved",
         }
     }
 }

@@ -206,6 +206,14 @@ impl Derivation {
         outputs.all(|kind| kind == Some(first)).then_some(first)
     }
 
+    /// What its own path is made of: input sources and input derivations, sorted.
+    pub fn references(&self) -> Vec<String> {
+        let mut references: Vec<String> = self.input_srcs.clone();
+        references.extend(self.input_drvs.keys().cloned());
+        references.sort_unstable();
+        references
+    }
+
     /// Name and full path of the outputs whose paths are known, ordered by name.
     pub fn known_outputs(&self) -> Vec<(String, String)> {
         let outputs = self.outputs.iter();

@@ -1,7 +1,7 @@
 //! The hash of a derivation "modulo" fixed outputs, from which Nix computes output paths.
 //!
-//! The daemon itself takes output paths from the `.drv` files; this is here to verify them.
-//! Does not know where derivations come from: the caller loads them.
+//! Output paths that are known beforehand the daemon takes from the `.drv` files; the hash verifies them, and names the
+//! outputs whose paths are known only after the build. Does not know where derivations come from: the caller loads them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -39,8 +39,7 @@ pub fn verify_output_paths(
             })
             .collect::<Result<_, Error>>()?,
         Some(DrvKind::InputAddressed) => {
-            let inputs = input_hashes(drv, load)?;
-            let hash = sha256(&rewritten(drv, &inputs, true).to_aterm());
+            let hash = masked_hash(drv, &mut DrvHashes::new(), load)?;
             drv.outputs
                 .keys()
                 .map(|output| (output, output_path(store_dir, name, output, &hash)))
@@ -62,13 +61,31 @@ pub fn verify_output_paths(
     Ok(())
 }
 
-/// The hash modulo of all input derivations, transitively. The walk has its own stack, so a
-/// deep graph cannot overflow the thread's.
-fn input_hashes(
+/// Hashes of derivations by path, with their own output paths in them: what other derivations' hashes are made of.
+pub type DrvHashes = HashMap<String, Sha256Hash>;
+
+/// The hash that stands for a derivation, its own output paths blanked: by it Nix names outputs whose paths are known
+/// only after the build. `known` is filled with what was found out on the way; `load` gives the input derivations that
+/// are not in it.
+///
+/// # Errors
+/// [`Error::Attribute`] for an impure derivation among the inputs; whatever `load` returns.
+pub fn masked_hash(
     drv: &Derivation,
+    known: &mut DrvHashes,
     load: &mut dyn FnMut(&str) -> Result<Derivation, Error>,
-) -> Result<HashMap<String, Sha256Hash>, Error> {
-    let mut hashes: HashMap<String, Sha256Hash> = HashMap::new();
+) -> Result<Sha256Hash, Error> {
+    hash_inputs(drv, known, load)?;
+    Ok(sha256(&rewritten(drv, known, true).to_aterm()))
+}
+
+/// Hashes all input derivations, transitively. The walk has its own stack, so a deep graph cannot overflow the
+/// thread's.
+fn hash_inputs(
+    drv: &Derivation,
+    hashes: &mut DrvHashes,
+    load: &mut dyn FnMut(&str) -> Result<Derivation, Error>,
+) -> Result<(), Error> {
     let mut open: HashMap<String, Derivation> = HashMap::new();
     let mut stack: Vec<String> = drv.input_drvs.keys().cloned().collect();
     while let Some(path) = stack.last().cloned() {
@@ -84,7 +101,7 @@ fn input_hashes(
                     why: "it is its own input",
                 });
             }
-            let hash = sha256(&rewritten(&input, &hashes, false).to_aterm());
+            let hash = sha256(&rewritten(&input, hashes, false).to_aterm());
             hashes.insert(path, hash);
             stack.pop();
             continue;
@@ -100,15 +117,15 @@ fn input_hashes(
                 );
                 stack.pop();
             }
-            Some(DrvKind::InputAddressed) => {
+            Some(DrvKind::Impure) | None => return Err(unknown_paths()),
+            Some(DrvKind::InputAddressed | DrvKind::FloatingCa | DrvKind::Deferred) => {
                 let wanted = input.input_drvs.keys();
                 stack.extend(wanted.filter(|p| !hashes.contains_key(*p)).cloned());
                 open.insert(path, input);
             }
-            _ => return Err(unknown_paths()),
         }
     }
-    Ok(hashes)
+    Ok(())
 }
 
 /// A fixed-output derivation counts by what it makes, however it is made.
@@ -124,7 +141,7 @@ fn fixed_hash(output: &Output) -> Sha256Hash {
 
 /// The derivation with the paths of its inputs replaced by their hashes and, if `masked`, its
 /// own output paths blanked.
-fn rewritten(drv: &Derivation, inputs: &HashMap<String, Sha256Hash>, masked: bool) -> Derivation {
+fn rewritten(drv: &Derivation, inputs: &DrvHashes, masked: bool) -> Derivation {
     // Two input derivations may have one hash: then Nix merges what is wanted of them.
     let mut merged: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for (path, outputs) in &drv.input_drvs {

@@ -13,6 +13,7 @@ pub mod nar;
 pub mod narinfo;
 pub mod path_info;
 pub mod products;
+pub mod realisation;
 pub mod signing;
 pub mod store_path;
 

@@ -430,7 +430,7 @@ impl Plan {
 fn failed_status(status: BuildStatus) -> BuildStatus {
     use BuildStatus::*;
     match status {
-        Succeeded | DepFailed | FailedWithOutput | Cancelled => Aborted,
+        Succeeded | DepFailed | FailedWithOutput | Cancelled | Resolved => Aborted,
         other => other,
     }
 }

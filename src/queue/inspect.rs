@@ -15,12 +15,13 @@ use crossbeam_channel::Receiver;
 use rayon::prelude::*;
 
 use super::fetch::Job;
-use super::Context;
+use super::{resolution, Context};
 use crate::db::known_output;
 use crate::db::DbError;
 use crate::model::BuildOutput;
-use crate::nix::derivation::{Derivation, DerivationFacts, DrvKind};
+use crate::nix::derivation::{Derivation, DerivationFacts};
 use crate::nix::products::{self, OutputScan};
+use crate::nix::realisation::OutputId;
 use crate::plan::event::{Event, QuestionId, StepFacts, StepSpec};
 use crate::store::destination::Trouble;
 use crate::sys::child::plain_error;
@@ -68,6 +69,11 @@ enum Scanned {
         outputs: Vec<String>,
         is_candidate: bool,
     },
+    /// Where its outputs are has to be asked by these names.
+    Unnamed {
+        spec: StepSpec,
+        ids: Vec<OutputId>,
+    },
 }
 
 /// The answers about many derivations, except for those that a fetcher will give.
@@ -106,6 +112,10 @@ fn judge(
     batch: &[(QuestionId, Arc<str>)],
     scanned: Vec<Scanned>,
 ) -> Vec<(QuestionId, StepFacts)> {
+    let scanned: Vec<Scanned> = scanned
+        .into_iter()
+        .map(|scanned| find_outputs(context, scanned))
+        .collect();
     let candidates: Vec<&str> = scanned
         .iter()
         .filter_map(|scanned| match scanned {
@@ -145,6 +155,7 @@ fn judge(
     let answer = |((question, drv), scanned): (&(QuestionId, Arc<str>), Scanned)| {
         let facts = match scanned {
             Scanned::Known(facts) => facts,
+            Scanned::Unnamed { spec, .. } => StepFacts::Needed(spec),
             Scanned::Open { outputs, .. } if is_valid(&outputs) => StepFacts::Valid,
             Scanned::Open { outputs, .. } if outputs.iter().any(|path| failed.contains(path)) => {
                 StepFacts::FailedBefore
@@ -169,6 +180,24 @@ fn judge(
         Some((*question, facts))
     };
     batch.iter().zip(scanned).filter_map(answer).collect()
+}
+
+/// Asks where outputs are whose paths the derivation does not tell. What was never built stays unnamed.
+fn find_outputs(context: &Context, scanned: Scanned) -> Scanned {
+    let Scanned::Unnamed { spec, ids } = scanned else {
+        return scanned;
+    };
+    let found = until_it_works(context, "the destination store", || {
+        context.realised(&ids).map(Some)
+    });
+    match found.and_then(|paths| paths.into_iter().collect::<Option<Vec<String>>>()) {
+        Some(outputs) => Scanned::Open {
+            spec,
+            outputs,
+            is_candidate: true,
+        },
+        None => Scanned::Unnamed { spec, ids },
+    }
 }
 
 /// Reads and scans one derivation, visibly: a file system that hangs is named with it.
@@ -200,22 +229,27 @@ fn scan(context: &Context, drv: &str) -> Scanned {
             Err(error) => return unusable(format!("cannot read {drv}: {}", plain_error(&error))),
         }
     };
+    if bytes.starts_with(resolution::DYNAMIC) {
+        return unusable(format!(
+            "{drv} has inputs that other derivations make while they are built; such dynamic derivations \
+             cannot be built"
+        ));
+    }
     let facts = match DerivationFacts::scan(&bytes) {
         Ok(facts) => facts,
         Err(error) => return unusable(format!("{drv} is damaged: {error}")),
     };
-    if !matches!(facts.kind, DrvKind::InputAddressed | DrvKind::Fixed) {
-        return unusable(format!(
-            "{drv} is content-addressed, which cannot be built yet"
-        ));
+    if let Some(why) = context.resolution.refusal(drv, facts.kind) {
+        return unusable(why);
     }
+    let kind = facts.kind;
     let outputs: Vec<String> = facts
         .outputs
         .iter()
         .filter_map(|(_, path)| path.as_deref())
         .map(str::to_owned)
         .collect();
-    if outputs.is_empty() {
+    if outputs.is_empty() && kind.has_known_output_paths() {
         return unusable(format!("{drv} has no outputs"));
     }
     // Of what is not on disk the local store need not be asked.
@@ -241,10 +275,23 @@ fn scan(context: &Context, drv: &str) -> Scanned {
             .map(|input| input.into())
             .collect(),
     };
-    Scanned::Open {
-        spec,
-        outputs,
-        is_candidate,
+    if kind.has_known_output_paths() {
+        return Scanned::Open {
+            spec,
+            outputs,
+            is_candidate,
+        };
+    }
+    let ids = Derivation::parse(&bytes)
+        .map_err(|error| format!("{drv} is damaged: {error}"))
+        .and_then(|derivation| {
+            context
+                .resolution
+                .output_ids(&context.store, drv, &derivation)
+        });
+    match ids {
+        Ok(ids) => Scanned::Unnamed { spec, ids },
+        Err(why) => unusable(why),
     }
 }
 
@@ -298,7 +345,25 @@ fn describe(context: &Context, drv: &str) -> Result<BuildOutput, String> {
         .read_drv(drv)
         .map_err(|error| format!("cannot read {drv}: {}", plain_error(&error)))?;
     let derivation = Derivation::parse(&bytes).map_err(|error| format!("{drv}: {error}"))?;
-    let outputs: Vec<(String, String)> = derivation.known_outputs();
+    let outputs: Vec<(String, String)> = context
+        .outputs_of(drv, &derivation)?
+        .into_iter()
+        .map(|(name, path)| {
+            let missing = || format!("output '{name}' of {drv} is not known any more");
+            path.ok_or_else(missing).map(|path| (name.clone(), path))
+        })
+        .collect::<Result<_, String>>()?;
+    describe_outputs(context, outputs)
+}
+
+/// The same of outputs whose paths are known.
+///
+/// # Errors
+/// A message; also when one of them is not valid any more.
+pub fn describe_outputs(
+    context: &Context,
+    outputs: Vec<(String, String)>,
+) -> Result<BuildOutput, String> {
     let paths: Vec<&str> = outputs.iter().map(|(_, path)| path.as_str()).collect();
     let valid = context.dest.valid_paths(&paths)?;
     if let Some(missing) = paths.iter().find(|path| !valid.contains(**path)) {

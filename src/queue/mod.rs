@@ -16,6 +16,7 @@ pub mod meters;
 pub mod monitor;
 pub mod observe;
 pub mod pages;
+pub mod resolution;
 pub mod runs;
 pub mod salvage;
 pub mod sender;
@@ -66,6 +67,7 @@ use fetch::Fetchers;
 use log_upload::LogUploads;
 use machine::{Keeping, Registry};
 use meters::Meters;
+use resolution::Resolution;
 use runs::Runs;
 use salvage::Leftovers;
 
@@ -150,6 +152,7 @@ pub struct Context {
     pub local_host: LocalHost,
     /// hydrad's own tables are read: orders, questions, emergencies.
     pub own_tables: bool,
+    pub resolution: Resolution,
     /// Nothing but this build is wanted.
     pub build_one: Option<BuildId>,
     plan: Sender<Inbox>,
@@ -364,7 +367,8 @@ fn start(config: &Config) -> Result<Service, Error> {
     let settings = &config.settings;
     let locks = take_lock_files(settings)?;
     let mut client = config.target.connect(APPLICATION_NAME)?;
-    for warning in schema::check_schema(&mut client)?.serve()? {
+    let schema = schema::check_schema(&mut client)?;
+    for warning in schema.serve()? {
         log::warn!("{warning}");
     }
     if !config.beside {
@@ -386,7 +390,7 @@ fn start(config: &Config) -> Result<Service, Error> {
     let (context, ends) = context(
         settings,
         &config.target,
-        pool,
+        (pool, schema.features),
         context_parts,
         stores(settings, true)?,
         Some(proof),
@@ -419,7 +423,7 @@ struct Ends {
 fn context(
     settings: &Settings,
     target: &DbTarget,
-    pool: Pool,
+    (pool, features): (Pool, schema::Features),
     parts: (LogStore, GcRoots),
     stores: Stores,
     proof: Option<LockProof>,
@@ -428,6 +432,7 @@ fn context(
     let (plan_sender, plan_inbox) = bounded(INBOX);
     // Bounded by the plan's credit, so that the plan never waits for the writer.
     let (writer_sender, writer_inbox) = unbounded();
+    let local_host = nix_conf::local_host();
     let context = Arc::new(Context {
         store: stores.local,
         dest: stores.dest,
@@ -452,7 +457,8 @@ fn context(
         written: Arc::new(AtomicU64::new(0)),
         queue_poll: settings.queue_poll_interval,
         share_window_secs: PlanSettings::default().share_window_secs,
-        local_host: nix_conf::local_host(),
+        resolution: Resolution::new(local_host.content_addressed, features),
+        local_host,
         build_one,
         // An observer may have no rights on them, and they may not be there.
         own_tables: proof.is_some(),

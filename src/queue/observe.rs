@@ -36,7 +36,8 @@ pub fn observe(settings: &Settings, target: &DbTarget) -> Result<Observer, Error
     let stores = stores(settings, false)?;
     let target = target.clone().read_only();
     let mut client = target.connect(APPLICATION_NAME)?;
-    for warning in schema::check_schema(&mut client)?.serve_reader()? {
+    let schema = schema::check_schema(&mut client)?;
+    for warning in schema.serve_reader()? {
         log::warn!("{warning}");
     }
     drop(client);
@@ -46,7 +47,15 @@ pub fn observe(settings: &Settings, target: &DbTarget) -> Result<Observer, Error
         LogStore::reader(&settings.data_dir),
         GcRoots::reader(&settings.gc_roots_dir),
     );
-    let (context, ends) = context(settings, &target, pool, parts, stores, None, None);
+    let (context, ends) = context(
+        settings,
+        &target,
+        (pool, schema.features),
+        parts,
+        stores,
+        None,
+        None,
+    );
     Ok(Observer {
         context,
         inbox: ends.plan,

@@ -16,13 +16,14 @@ use crossbeam_channel::{bounded, unbounded, Receiver, RecvTimeoutError, Sender};
 use super::connection::{Connection, Trouble};
 use super::machine::Machine;
 use super::sender::{SendError, SendJob};
-use super::Context;
+use super::{inspect, Context};
 use crate::base::lock::lock;
 use crate::db::writer::{Body, Entry, Message, StartAck, StartStep};
 use crate::model::{BuildId, BuildOutput, BuildStatus, Phase, RunId, Ticket, UnixSecs};
-use crate::nix::derivation::{Derivation, DerivationFacts};
+use crate::nix::derivation::{Derivation, DerivationFacts, DrvKind};
 use crate::nix::products::{self, MemberScan, OutputScan};
-use crate::nix::ValidPathInfo;
+use crate::nix::realisation::{self, OutputId};
+use crate::nix::{store_path, ValidPathInfo};
 use crate::plan::action::Start;
 use crate::plan::event::{Event, Outcome, RunEnd};
 use crate::store::destination::{TakeError, Trouble as DestTrouble};
@@ -256,11 +257,19 @@ struct Attempt<'a> {
 
 /// What the derivation says, as far as an attempt needs it.
 struct Work {
+    /// Path of the derivation that the machine builds: the step's own, or what that was resolved into.
+    request: Arc<str>,
+    /// The one that row and log are about.
+    row: Arc<str>,
     drv: Derivation,
+    /// Source inputs alone.
+    sources: Vec<String>,
     /// Source inputs and the outputs wanted of the input derivations.
     inputs: Vec<String>,
-    /// Name and path, ordered by name.
+    /// Name and path, ordered by name. None of them until the build has ended if only the build tells.
     outputs: Vec<(String, String)>,
+    /// Names under which the outputs are registered: those of the step's derivation, then those of the resolved one.
+    ids: Vec<OutputId>,
     /// The input derivations, each with the paths wanted of it.
     makers: Vec<(String, Vec<String>)>,
 }
@@ -311,8 +320,11 @@ impl Attempt<'_> {
 
     fn build(&mut self) -> Result<Outcome, Stop> {
         heartbeat::busy("reading the derivation");
-        let work = self.read_derivation()?;
+        let mut work = self.read_derivation()?;
         self.announce(&work)?;
+        if let Some(outcome) = self.built_before(&mut work)? {
+            return Ok(outcome);
+        }
         let mut connection = self.connect()?;
         if !self.machine.line().is_localhost {
             self.enter(Phase::SendingInputs);
@@ -326,9 +338,9 @@ impl Attempt<'_> {
             self.overhead += began.elapsed();
         }
         // All that can be made ready is ready when the row is committed.
-        let log = self.begin_log()?;
+        let log = self.begin_log(&work)?;
         self.wait_for_row()
-            .inspect_err(|_| self.context.logs.discard(&self.start.drv))?;
+            .inspect_err(|_| self.context.logs.discard(&work.row))?;
         let (wait, result) = match self.request(&mut connection, &work, log) {
             Ok(reply) => reply,
             Err(stop) => {
@@ -343,7 +355,7 @@ impl Attempt<'_> {
         let Some(result) = result else {
             return Err(ours("BUG: a reply without a result"));
         };
-        match self.finish(connection, &work, result) {
+        match self.finish(connection, &mut work, result) {
             Err(stop) => self.after_loss(&work, stop),
             outcome => outcome,
         }
@@ -367,6 +379,7 @@ impl Attempt<'_> {
             self.start.drv
         );
         self.add_roots(work)?;
+        self.register(work)?;
         Ok(Outcome::Built {
             output: Arc::new(output),
             cached: false,
@@ -381,6 +394,11 @@ impl Attempt<'_> {
         mut connection: Connection,
         work: &Work,
     ) -> Result<Option<BuildOutput>, Stop> {
+        if work.outputs.len() < work.drv.outputs.len() {
+            // Only a build tells where they are; a machine that has them is quick about it.
+            self.machine.give_back(connection);
+            return Ok(None);
+        }
         let infos = self.output_infos(&mut connection, work)?;
         let is_there = |path: &String| infos.iter().any(|info| info.path == *path);
         if !work.outputs.iter().all(|(_, path)| is_there(path)) {
@@ -466,18 +484,7 @@ impl Attempt<'_> {
         };
         let drv = Derivation::parse(&bytes)
             .map_err(|error| unusable(format!("{}: {error}", self.start.drv)))?;
-        let mut outputs = Vec::with_capacity(drv.outputs.len());
-        for (name, output) in &drv.outputs {
-            match &output.path {
-                Some(path) => outputs.push((name.clone(), path.clone())),
-                None => {
-                    return Err(unusable(format!(
-                        "{}: content-addressed derivations cannot be built yet",
-                        self.start.drv
-                    )))
-                }
-            }
-        }
+        let mut is_open = drv.outputs.values().any(|output| output.path.is_none());
         let mut inputs = drv.input_srcs.clone();
         let mut makers = Vec::with_capacity(drv.input_drvs.len());
         for (input, wanted) in &drv.input_drvs {
@@ -489,20 +496,29 @@ impl Attempt<'_> {
             })?;
             let facts = DerivationFacts::scan(&bytes)
                 .map_err(|error| unusable(format!("{input}: {error}")))?;
+            let outputs: Vec<(String, Option<String>)> = if facts.kind.has_known_output_paths() {
+                let known = facts.outputs.into_iter();
+                known
+                    .map(|(name, path)| (name.into_owned(), path.map(|path| path.into_owned())))
+                    .collect()
+            } else {
+                is_open = true;
+                let drv = Derivation::parse(&bytes)
+                    .map_err(|error| unusable(format!("{input}: {error}")))?;
+                self.context.outputs_of(input, &drv).map_err(ours)?
+            };
             let mut paths = Vec::with_capacity(wanted.len());
             for name in wanted {
-                match facts
-                    .outputs
-                    .iter()
-                    .find(|output| output.0 == *name)
-                    .and_then(|output| output.1.as_deref())
-                {
-                    Some(path) => paths.push(path.to_owned()),
-                    None => {
-                        return Err(unusable(format!(
-                            "{input} has no output '{name}' with a known path"
-                        )))
+                match outputs.iter().find(|output| output.0 == *name) {
+                    Some((_, Some(path))) => paths.push(path.clone()),
+                    Some((_, None)) => {
+                        return Err(Stop::Outcome(Outcome::InputsGone {
+                            message: format!("it is not known where output '{name}' of {input} is")
+                                .into(),
+                            inputs: vec![input.as_str().into()],
+                        }))
                     }
+                    None => return Err(unusable(format!("{input} has no output '{name}'"))),
                 }
             }
             inputs.extend_from_slice(&paths);
@@ -510,27 +526,163 @@ impl Attempt<'_> {
         }
         inputs.sort_unstable();
         inputs.dedup();
-        Ok(Work {
+        let mut work = Work {
+            request: self.start.drv.clone(),
+            row: self.start.drv.clone(),
+            outputs: drv.known_outputs(),
+            sources: drv.input_srcs.clone(),
             drv,
             inputs,
-            outputs,
             makers,
-        })
+            ids: Vec::new(),
+        };
+        if is_open {
+            self.resolve(&mut work)
+                .map_err(|why| unusable(format!("cannot resolve {}: {why}", self.start.drv)))?;
+        }
+        Ok(work)
+    }
+
+    /// The derivation's outputs or inputs have paths that it does not tell: the one in which they are filled in is
+    /// built in its place.
+    fn resolve(&self, work: &mut Work) -> Result<(), String> {
+        let context = self.context;
+        let text = |error: crate::nix::Error| error.to_string();
+        let kind = work.drv.kind();
+        if let Some(why) = kind.and_then(|kind| context.resolution.refusal(&work.request, kind)) {
+            return Err(why);
+        }
+        let ids_of = |path: &str, drv: &Derivation| -> Result<Vec<OutputId>, String> {
+            context.resolution.output_ids(&context.store, path, drv)
+        };
+        let is_named = kind.is_some_and(DrvKind::has_known_output_paths);
+        if !is_named {
+            work.ids = ids_of(&work.request, &work.drv)?;
+        }
+        if work.makers.is_empty() {
+            return Ok(());
+        }
+        let inputs = work.drv.input_drvs.iter().zip(&work.makers);
+        let inputs = inputs.flat_map(|((input, names), (_, paths))| {
+            let outputs = names.iter().zip(paths);
+            outputs.map(|(name, path)| (input.as_str(), name.as_str(), path.as_str()))
+        });
+        let resolved = realisation::resolve(context.store.dir(), &work.request, &work.drv, inputs)
+            .map_err(text)?;
+        work.outputs = resolved.drv.known_outputs();
+        if resolved.drv.kind() == Some(DrvKind::FloatingCa) {
+            work.ids.extend(ids_of(&resolved.path, &resolved.drv)?);
+        }
+        work.drv = resolved.drv;
+        work.request = resolved.path.into();
+        if context.resolution.has_rows() {
+            work.row = work.request.clone();
+            if context.dest.is_local() {
+                self.keep_resolved(work)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the resolved derivation, which a row names, into the local store, where people look for it.
+    fn keep_resolved(&self, work: &Work) -> Result<(), String> {
+        let name = store_path::name_part(&work.request);
+        let path = self.context.store.add_drv(&work.drv, name)?;
+        if *path != *work.request {
+            return Err(format!("Nix calls it {path}, not {}", work.request));
+        }
+        Ok(())
+    }
+
+    /// The outputs, if what the step was resolved into was built before: then there is nothing left to do.
+    fn built_before(&self, work: &mut Work) -> Result<Option<Outcome>, Stop> {
+        if work.ids.is_empty() {
+            return Ok(None);
+        }
+        heartbeat::busy("looking for its outputs");
+        let mut outputs = work.outputs.clone();
+        if outputs.is_empty() {
+            // Of the two names of an output the one of the resolved derivation comes last.
+            let ids = &work.ids[work.ids.len() - work.drv.outputs.len()..];
+            let paths = self.context.realised(ids).map_err(ours)?;
+            for (id, path) in ids.iter().zip(paths) {
+                match path {
+                    Some(path) => outputs.push((id.output.clone(), path)),
+                    None => return Ok(None),
+                }
+            }
+        }
+        let paths: Vec<&str> = outputs.iter().map(|(_, path)| path.as_str()).collect();
+        let valid = self.context.dest.valid_paths(&paths).map_err(ours)?;
+        if !paths.iter().all(|path| valid.contains(*path)) {
+            return Ok(None);
+        }
+        let output = inspect::describe_outputs(self.context, outputs.clone()).map_err(ours)?;
+        work.outputs = outputs;
+        self.register(work)?;
+        log::info!("'{}' resolves to what was built before", self.start.drv);
+        Ok(Some(Outcome::Built {
+            output: Arc::new(output),
+            cached: true,
+            times_built: 0,
+            non_deterministic: false,
+        }))
+    }
+
+    /// Takes the paths of outputs that only their builder knows.
+    fn take_paths(&self, work: &mut Work, result: &BuildResult) -> Result<(), Stop> {
+        if work.outputs.len() == work.drv.outputs.len() {
+            return Ok(());
+        }
+        let dir = self.context.store.dir();
+        work.outputs.clear();
+        for name in work.drv.outputs.keys() {
+            let built = result.built_outputs.iter().find(|(built, _)| built == name);
+            let Some((_, base)) = built else {
+                let message = format!(
+                    "'{}' does not say where output '{name}' is; its Nix needs the experimental feature \
+                     ca-derivations",
+                    self.machine.name
+                );
+                return Err(Trouble::Machine(message).into());
+            };
+            work.outputs.push((name.clone(), dir.join(base)));
+        }
+        Ok(())
+    }
+
+    /// Says in the destination store where the outputs are that have names.
+    fn register(&self, work: &Work) -> Result<(), Stop> {
+        for id in &work.ids {
+            let Some((_, path)) = work.outputs.iter().find(|(name, _)| *name == id.output) else {
+                continue;
+            };
+            let realisation = realisation::realised(id.clone(), path);
+            self.context
+                .dest
+                .register_realisation(realisation)
+                .map_err(ours)?;
+        }
+        Ok(())
     }
 
     /// Sends the busy row to the writer; it must be committed before the build request is sent.
     fn announce(&mut self, work: &Work) -> Result<(), Stop> {
         let (done, committed) = bounded(1);
+        // A path that the step's own derivation does not tell is one that no failure is remembered by.
+        let tells = work.ids.is_empty();
         let row = StartStep {
             run: self.start.run,
             build: self.start.primary,
-            drv: self.start.drv.to_string(),
+            drv: work.row.to_string(),
+            resolved_from: (work.row != self.start.drv).then(|| self.start.drv.to_string()),
             system: work.drv.platform.clone(),
             machine: self.machine.name.clone(),
             outputs: work
+                .drv
                 .outputs
                 .iter()
-                .map(|(name, path)| (name.clone(), Some(path.clone())))
+                .map(|(name, output)| (name.clone(), output.path.clone().filter(|_| tells)))
                 .collect(),
             announce: std::mem::take(&mut self.start.announce),
             start: self.began,
@@ -614,7 +766,7 @@ impl Attempt<'_> {
     fn closure_of_inputs(&self, work: &Work) -> Result<Vec<Arc<PathMeta>>, Stop> {
         self.context
             .dest
-            .closure_of_inputs(&work.inputs, &work.drv.input_srcs, self.kill)
+            .closure_of_inputs(&work.inputs, &work.sources, self.kill)
             .map_err(|trouble| self.dest_trouble(work, trouble))
     }
 
@@ -765,9 +917,9 @@ impl Attempt<'_> {
         }
     }
 
-    fn begin_log(&self) -> Result<File, Stop> {
+    fn begin_log(&self, work: &Work) -> Result<File, Stop> {
         heartbeat::busy("beginning the log");
-        self.context.logs.begin(&self.start.drv).map_err(|error| {
+        self.context.logs.begin(&work.row).map_err(|error| {
             ours(format!(
                 "cannot write the log of {}: {}",
                 self.start.drv,
@@ -800,7 +952,7 @@ impl Attempt<'_> {
             .pipes
             .enter("sending the build request", self.machine.deadlines().query);
         if let Err(error) = connection.client.build_derivation_start(
-            &self.start.drv,
+            &work.request,
             &work.drv,
             &work.inputs,
             &options,
@@ -863,7 +1015,7 @@ impl Attempt<'_> {
     fn finish(
         &mut self,
         mut connection: Connection,
-        work: &Work,
+        work: &mut Work,
         result: BuildResult,
     ) -> Result<Outcome, Stop> {
         // How long it took by the machine's clock, up to now by ours: the two need not agree.
@@ -883,6 +1035,7 @@ impl Attempt<'_> {
                 return self.failure(work, status, &result);
             }
         };
+        self.take_paths(work, &result)?;
         let began = Instant::now();
         let output = self.fetch(&mut connection, work)?;
         self.overhead += began.elapsed();
@@ -893,7 +1046,7 @@ impl Attempt<'_> {
             Err(outcome) => return Ok(outcome),
         };
         if cached {
-            self.context.logs.discard(&self.start.drv);
+            self.context.logs.discard(&work.row);
             self.has_log = false;
             log::info!(
                 "outputs of '{}' substituted or already valid on '{}'",
@@ -903,6 +1056,7 @@ impl Attempt<'_> {
         }
         heartbeat::busy("making GC roots");
         self.add_roots(work)?;
+        self.register(work)?;
         Ok(Outcome::Built {
             output: Arc::new(output),
             cached,

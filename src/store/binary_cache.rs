@@ -26,6 +26,7 @@ use crate::nix::nar::Parser;
 use crate::nix::narinfo::{
     fingerprint, narinfo_key, CacheInfo, NarInfo, CACHE_INFO_BYTES_MAX, NARINFO_BYTES_MAX,
 };
+use crate::nix::realisation::{realisation_key, OutputId, Realisation, REALISATION_BYTES_MAX};
 use crate::nix::signing::{is_signature, SecretKey};
 use crate::nix::store_path::{base_name, hash_part};
 use crate::nix::{StoreDir, ValidPathInfo};
@@ -362,6 +363,57 @@ impl BinaryCache {
             }
             Some(found) => Ok(Some(self.remember(&found.info))),
         }
+    }
+
+    /// The path of an output that is known only after the build; `None` if the cache does not say. A damaged answer
+    /// counts as none: it is written again then.
+    ///
+    /// # Errors
+    /// When that cannot be found out.
+    pub fn realisation(&self, id: &OutputId) -> Result<Option<String>, CacheError> {
+        let key = realisation_key(id);
+        let Some(bytes) = self.objects.get(&key, REALISATION_BYTES_MAX)? else {
+            return Ok(None);
+        };
+        let found = String::from_utf8(bytes)
+            .map_err(|_| "it is no text".to_owned())
+            .and_then(|text| Realisation::parse(&text).map_err(|error| error.to_string()));
+        match found {
+            Ok(found) if found.id == *id => Ok(Some(self.store_dir.join(&found.out_path))),
+            Ok(found) => {
+                log::warn!(
+                    "{key} in {} is about {}: it counts as missing",
+                    self.describe(),
+                    found.id
+                );
+                Ok(None)
+            }
+            Err(why) => {
+                log::warn!("{key} in {}: {why}: it counts as missing", self.describe());
+                Ok(None)
+            }
+        }
+    }
+
+    /// Says where such an output is, signed like everything else in the cache.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn put_realisation(&self, mut realisation: Realisation) -> Result<(), CacheError> {
+        let text = realisation.fingerprint();
+        let keys = self.options.keys.iter();
+        realisation.signatures = keys.map(|key| key.sign(&text)).collect();
+        let headers = Headers {
+            content_type: "application/json",
+            ..Headers::default()
+        };
+        self.objects.put(
+            &realisation_key(&realisation.id),
+            Body::Bytes(realisation.json().as_bytes()),
+            headers,
+            Existing::Replace,
+        )?;
+        Ok(())
     }
 
     fn remember(&self, info: &ValidPathInfo) -> Arc<PathMeta> {

@@ -20,6 +20,7 @@ use super::uri::StoreUri;
 use crate::model::UnixSecs;
 use crate::nix::nar;
 use crate::nix::products::MemberScan;
+use crate::nix::realisation::{OutputId, Realisation};
 use crate::nix::ValidPathInfo;
 use crate::sys::kill::KillSwitch;
 
@@ -148,6 +149,30 @@ impl Destination {
                     .map_err(|error| error.to_string())?;
                 Ok(found.into_keys().collect())
             }
+        }
+    }
+
+    /// The path of an output that is known only after the build; `None` if it was not built, or is not there any more.
+    ///
+    /// # Errors
+    /// A message when that cannot be found out.
+    pub fn realisation(&self, id: &OutputId) -> Result<Option<String>, String> {
+        match &self.place {
+            Place::Local => self.local.realisation(id),
+            Place::Cache(cache) => cache.realisation(id).map_err(|error| error.to_string()),
+        }
+    }
+
+    /// Says where such an output is, which is there.
+    ///
+    /// # Errors
+    /// A message of the place.
+    pub fn register_realisation(&self, realisation: Realisation) -> Result<(), String> {
+        match &self.place {
+            Place::Local => self.local.register_realisation(&realisation),
+            Place::Cache(cache) => cache
+                .put_realisation(realisation)
+                .map_err(|error| error.to_string()),
         }
     }
 

@@ -19,7 +19,8 @@ use super::closure::Closure;
 use crate::base::lock::lock;
 use crate::model::UnixSecs;
 use crate::nix::products::{self, MemberScan};
-use crate::nix::{StoreDir, ValidPathInfo};
+use crate::nix::realisation::{OutputId, Realisation};
+use crate::nix::{Derivation, StoreDir, ValidPathInfo};
 use crate::sys::child::{self, plain_error, PipedChild};
 use crate::sys::heartbeat;
 use crate::sys::kill::KillSwitch;
@@ -199,6 +200,38 @@ impl LocalStore {
     /// As [`LocalStore::valid_paths`].
     pub fn query(&self, path: &str) -> Result<Option<ValidPathInfo>, String> {
         self.ask("asking for a path", |client| client.query_path_info(path))
+    }
+
+    /// The path of an output that is known only after the build; `None` if it was not built.
+    ///
+    /// # Errors
+    /// As [`LocalStore::valid_paths`].
+    pub fn realisation(&self, id: &OutputId) -> Result<Option<String>, String> {
+        let found = self.ask("asking where an output is", |client| {
+            client.query_realisation(id)
+        })?;
+        Ok(found.map(|found| self.dir.join(&found.out_path)))
+    }
+
+    /// Says where such an output is. Its path is valid.
+    ///
+    /// # Errors
+    /// A message; also when the store knows it at another path.
+    pub fn register_realisation(&self, realisation: &Realisation) -> Result<(), String> {
+        self.ask("registering where an output is", |client| {
+            client.register_drv_output(realisation)
+        })
+    }
+
+    /// Puts a derivation there; its path.
+    ///
+    /// # Errors
+    /// A message.
+    pub fn add_drv(&self, drv: &Derivation, name: &str) -> Result<String, String> {
+        let (text, references) = (drv.to_aterm(), drv.references());
+        self.ask("adding a derivation", |client| {
+            client.add_text_to_store(name, &text, &references)
+        })
     }
 
     /// When a valid path was registered.

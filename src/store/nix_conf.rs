@@ -4,6 +4,9 @@ use std::process::Command;
 
 use crate::config::machines::LocalHost;
 
+/// The experimental feature that content-addressed derivations need, also required of their machines.
+const CA_DERIVATIONS: &str = "ca-derivations";
+
 /// This host as a machine, as the installed Nix is configured: `max-jobs`, `system-features`, `extra-platforms`. If
 /// Nix does not answer: by its CPU, one slot for each, and no features.
 pub fn local_host() -> LocalHost {
@@ -19,7 +22,15 @@ pub fn local_host() -> LocalHost {
         words.split_whitespace().map(str::to_owned).collect()
     };
     let max_jobs = value("max-jobs").and_then(|jobs| jobs.parse().ok());
-    let mut host = LocalHost::of_this_host(max_jobs, words("system-features"));
+    let content_addressed = words("experimental-features")
+        .iter()
+        .any(|feature| feature == CA_DERIVATIONS);
+    let mut features = words("system-features");
+    if content_addressed && !features.iter().any(|feature| feature == CA_DERIVATIONS) {
+        features.push(CA_DERIVATIONS.to_owned());
+    }
+    let mut host = LocalHost::of_this_host(max_jobs, features);
+    host.content_addressed = content_addressed;
     host.extra_platforms = words("extra-platforms");
     host
 }

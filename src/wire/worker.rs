@@ -19,6 +19,7 @@ use super::serve::{check_siblings, copy_nar, empty_nar, expect_magic, read_some_
 use super::{version_text, Error};
 use crate::nix::hash::{hex_encode, parse_sha256};
 use crate::nix::nar::Visitor;
+use crate::nix::realisation::{OutputId, Realisation};
 use crate::nix::ValidPathInfo;
 
 const CLIENT_MAGIC: u64 = 0x6e69_7863;
@@ -29,6 +30,7 @@ const VERSION: u64 = 0x122;
 const VERSION_MIN: u64 = 0x11b;
 
 const IS_VALID_PATH: u64 = 1;
+const ADD_TEXT_TO_STORE: u64 = 8;
 const BUILD_PATHS: u64 = 9;
 const ENSURE_PATH: u64 = 10;
 const ADD_TEMP_ROOT: u64 = 11;
@@ -40,6 +42,8 @@ const NAR_FROM_PATH: u64 = 38;
 const ADD_TO_STORE_NAR: u64 = 39;
 const QUERY_MISSING: u64 = 40;
 const QUERY_DERIVATION_OUTPUT_MAP: u64 = 41;
+const REGISTER_DRV_OUTPUT: u64 = 42;
+const QUERY_REALISATION: u64 = 43;
 const BUILD_PATHS_WITH_RESULTS: u64 = 46;
 
 const LOG_NEXT: u64 = 0x6f6c_6d67;
@@ -378,6 +382,64 @@ impl<R: Read, W: Write> WorkerClient<R, W> {
                 check_siblings(drv_path, outputs.values().flatten())?;
                 Ok(outputs)
             },
+        )
+    }
+
+    /// Where an output is whose path is known only after the build; `None` if nobody has said.
+    pub fn query_realisation(&mut self, id: &OutputId) -> Result<Option<Realisation>, Error> {
+        self.needs_realisations()?;
+        self.request(
+            |w| {
+                w.u64(QUERY_REALISATION)?;
+                w.string(id.to_string())
+            },
+            |r| {
+                let mut found = None;
+                for _ in 0..r.count("realisations", 1)? {
+                    found = Some(Realisation::parse(&r.word("realisation")?)?);
+                }
+                Ok(found)
+            },
+        )
+    }
+
+    /// Says where such an output is; its path has to be valid.
+    pub fn register_drv_output(&mut self, realisation: &Realisation) -> Result<(), Error> {
+        self.needs_realisations()?;
+        self.request(
+            |w| {
+                w.u64(REGISTER_DRV_OUTPUT)?;
+                w.string(realisation.json())
+            },
+            |_| Ok(()),
+        )
+    }
+
+    fn needs_realisations(&self) -> Result<(), Error> {
+        if self.minor >= 31 {
+            return Ok(());
+        }
+        Err(Error::Unsupported(format!(
+            "the Nix daemon speaks version {} and has no realisations as they are since 1.31",
+            version_text(self.server_version)
+        )))
+    }
+
+    /// Adds a file made from text, such as a derivation; its path.
+    pub fn add_text_to_store(
+        &mut self,
+        name: &str,
+        text: &[u8],
+        references: &[String],
+    ) -> Result<String, Error> {
+        self.request(
+            |w| {
+                w.u64(ADD_TEXT_TO_STORE)?;
+                w.string(name)?;
+                w.string(text)?;
+                w.strings(references)
+            },
+            |r| r.word("the path of a text"),
         )
     }
 

@@ -16,6 +16,14 @@ sandbox = false
 experimental-features = nix-command
 ";
 
+/// The same where content-addressed derivations can be built.
+const CONTENT_ADDRESSED: &str = "\
+build-users-group =
+substituters =
+sandbox = false
+experimental-features = nix-command ca-derivations
+";
+
 /// A relocated store: its own logical directory, so nothing is shared with /nix/store or another test.
 pub struct NixStore {
     dir: TestDir,
@@ -47,6 +55,12 @@ impl NixStore {
     pub fn with_features(self, features: &[&str]) -> NixStore {
         let conf = format!("{NIX_CONF}system-features = {}\n", features.join(" "));
         std::fs::write(self.dir.join("conf/nix.conf"), conf).expect("write nix.conf");
+        self
+    }
+
+    /// Let this store know content-addressed derivations.
+    pub fn content_addressed(self) -> NixStore {
+        std::fs::write(self.dir.join("conf/nix.conf"), CONTENT_ADDRESSED).expect("write nix.conf");
         self
     }
 
@@ -146,6 +160,11 @@ impl SecondStore {
             logical,
             owner,
         }
+    }
+
+    /// Let this store know content-addressed derivations.
+    pub fn content_addressed(&self) {
+        std::fs::write(self.dir.join("conf/nix.conf"), CONTENT_ADDRESSED).expect("write nix.conf");
     }
 
     /// Where its files really are.

@@ -39,7 +39,9 @@ pub(super) fn split(group: Vec<Entry>, writer: &Writer) -> Split {
         Body::Void | Body::Record(Record::Phase { .. }) => true,
         Body::StartStep(start) => {
             started.insert(start.run);
-            !start.maybe_written && steps.insert((start.build, &start.drv))
+            !start.maybe_written
+                && start.resolved_from.is_none()
+                && steps.insert((start.build, &start.drv))
         }
         Body::Record(Record::FinishStep(finish)) => {
             let row = writer.runs.get(&finish.run);

@@ -1,0 +1,293 @@
+//! Derivations whose output paths are known only after the build, and those that depend on them: rows, realisations and
+//! what Nix itself makes of both, with a real Nix that has the experimental feature on.
+
+mod common;
+
+use std::fs;
+
+use common::{output_of, FarMachine, Farm, Hydrad, NixStore, RunAs};
+
+/// Jobs named by letters, so that `hydrad enqueue` numbers them in this order. `seed` changes derivations, but nothing
+/// that is built.
+fn jobs(seed: &str) -> String {
+    format!(
+        r#"let
+          mk = name: attrs: script: derivation ({{
+            inherit name; system = builtins.currentSystem; builder = "/bin/bash";
+            PATH = "/usr/bin:/bin"; args = [ "-ec" script ];
+          }} // attrs);
+          ca = {{ __contentAddressed = true; outputHashMode = "recursive"; outputHashAlgo = "sha256"; }};
+        in rec {{
+          a_base = mk "base" (ca // {{ seed = "{seed}"; }}) "echo building base; echo base > $out";
+          b_top = mk "top" (ca // {{ base = a_base; outputs = [ "out" "dev" ]; }})
+            "echo building top; echo $base > $dev; echo $dev > $out";
+          c_deferred = mk "deferred" {{ base = a_base; }} "echo building deferred; cat $base > $out";
+          d_last = mk "last" {{ __structuredAttrs = true; deep = c_deferred; tools = [ b_top.dev a_base ]; }}
+            ". ./.attrs.sh; cat $deep > \${{outputs[out]}}; echo \${{tools[@]}} >> \${{outputs[out]}}";
+          e_all = mk "all" {{ _hydraAggregate = true; constituents = [ b_top.drvPath d_last.drvPath ]; }}
+            "echo all > $out";
+        }}"#
+    )
+}
+
+struct Scene {
+    store: NixStore,
+    farm: Farm,
+    hydrad: Hydrad,
+}
+
+impl Scene {
+    fn new(store: NixStore, farm: Farm, env: &[(String, String)]) -> Scene {
+        let mut hydrad = farm.run(env);
+        hydrad.wait_log("ready: ");
+        Scene {
+            store,
+            farm,
+            hydrad,
+        }
+    }
+
+    /// Queue these jobs, and wait for their end.
+    fn build(&mut self, expression: &str) -> Vec<i32> {
+        let file = self
+            .farm
+            .dir()
+            .file("jobs.nix", expression, self.store.owner());
+        let builds = self.farm.enqueue(&[file.to_str().unwrap()]);
+        self.farm.wait_ended(&mut self.hydrad, &builds);
+        builds
+    }
+
+    /// The builds' ends and steps. A derivation is named without its hash; `*` marks one that is not its build's own.
+    fn picture(&self, builds: &[i32]) -> String {
+        let sql = "
+            select b.job || ': status ' || b.buildStatus || ' cached ' || b.isCachedBuild || coalesce((
+                   select string_agg(E'\n  ' || s.stepnr || ' '
+                       || regexp_replace(s.drvPath, '^.*/[a-z0-9]{32}-(.*)\\.drv$', '\\1')
+                       || case when s.drvPath = b.drvPath then '' else '*' end
+                       || ' status ' || s.status || ' on ' || case s.machine when '' then 'none' else s.machine end
+                       || coalesce(' to step ' || r.stepnr, '')
+                       || ' outputs ' || (select string_agg(o.name || case when o.path is null then '?' else '' end, ' ' order by o.name)
+                                          from BuildStepOutputs o where o.build = s.build and o.stepnr = s.stepnr)
+                       , '' order by s.stepnr)
+                   from BuildSteps s
+                   left join BuildSteps r on r.build = s.build and r.drvPath like '%/' || (to_jsonb(s) ->> 'resolveddrvpath')
+                   where s.build = b.id), '')
+            from Builds b where b.id = any($1) order by b.id";
+        let rows = self.farm.client().query(sql, &[&builds]).expect(sql);
+        let texts: Vec<Option<String>> = rows.iter().map(|row| row.get(0)).collect();
+        let texts = texts.into_iter().map(|text| text.unwrap_or_default());
+        texts.collect::<Vec<_>>().join("\n")
+    }
+
+    /// The path of a build's output as its row says.
+    fn output(&self, build: i32, name: &str) -> String {
+        let sql = "select path from BuildOutputs where build = $1 and name = $2";
+        let row = self.farm.client().query_one(sql, &[&build, &name]);
+        row.expect("an output")
+            .get::<_, Option<String>>(0)
+            .expect("a path")
+    }
+}
+
+fn local_store() -> NixStore {
+    NixStore::owned_by(RunAs::Unprivileged).content_addressed()
+}
+
+fn machine(name: &str) -> String {
+    format!("{name} {} - 2 1 ca-derivations -\n", common::system())
+}
+
+/// The picture of a first run at schema 87.
+fn built_on(machine: &str) -> String {
+    let step = |job: &str, name: &str, outputs: &str, after: &str| {
+        let open = outputs.replace(' ', "? ");
+        format!(
+            "{job}: status 0 cached 0\n  1 {name} status 13 on none to step 2 outputs {open}?\n  \
+             2 {name}* status 0 on {machine} outputs {outputs}{after}"
+        )
+    };
+    [
+        format!("a_base: status 0 cached 0\n  1 base status 0 on {machine} outputs out"),
+        step("b_top", "top", "dev out", ""),
+        step("c_deferred", "deferred", "out", ""),
+        step("d_last", "last", "out", ""),
+        step("e_all", "all", "out", ""),
+    ]
+    .join("\n")
+}
+
+/// Nix itself finds the outputs of these derivations, with nothing left to build.
+fn nix_finds(scene: &Scene, builds: &[i32]) {
+    for &build in builds {
+        let sql = "select drvPath from Builds where id = $1";
+        let row = scene.farm.client().query_one(sql, &[&build]).expect(sql);
+        let drv: String = row.get(0);
+        let mut command = scene.store.command("nix-store");
+        command.args(["-r", &drv, "--option", "max-jobs", "0"]);
+        let found = output_of(&mut command);
+        let mut found: Vec<&str> = found.lines().collect();
+        found.sort_unstable();
+        let sql = "select path from BuildOutputs where build = $1 order by path";
+        let rows = scene.farm.client().query(sql, &[&build]).expect(sql);
+        let paths: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        assert_eq!(found, paths, "of {drv}");
+    }
+}
+
+#[test]
+fn what_is_built_is_known_to_nix_and_not_built_again() {
+    let store = local_store();
+    let farm = Farm::new(&store).with_machines(&machine("localhost"));
+    let mut scene = Scene::new(store, farm, &[]);
+    let first = scene.build(&jobs("one"));
+    assert_eq!(
+        scene.picture(&first),
+        built_on("localhost"),
+        "{}",
+        scene.hydrad.log()
+    );
+    nix_finds(&scene, &first);
+    let (base, dev) = (scene.output(first[0], "out"), scene.output(first[1], "dev"));
+    let last = fs::read_to_string(scene.output(first[3], "out")).unwrap();
+    assert_eq!(last, format!("base\n{dev} {base}\n"));
+    // The derivation that was built in a step's place is in the store, and has the log.
+    let sql = "select s.drvPath from BuildSteps s where s.build = $1 and s.status = 0";
+    let row = scene.farm.client().query_one(sql, &[&first[1]]).expect(sql);
+    let resolved: String = row.get(0);
+    assert!(scene.store.is_valid(&resolved));
+    let log = fs::read_to_string(scene.farm.log_path(&resolved)).expect("a log");
+    assert_eq!(log, "building top\n");
+    let mut command = scene.farm.command(&["log", &first[1].to_string()]);
+    assert_eq!(output_of(&mut command), "building top");
+
+    // Other derivations, which turn out to be built already once their input is: nothing is built but that.
+    let second = scene.build(&jobs("two"));
+    // (The aggregate has the others' derivations in it, so it is another one when it is resolved, too.)
+    let mut expected = built_on("localhost");
+    for job in ["b_top", "c_deferred", "d_last"] {
+        let done = |cached: u32| format!("{job}: status 0 cached {cached}");
+        expected = expected.replace(&done(0), &done(1));
+    }
+    assert_eq!(scene.picture(&second), expected, "{}", scene.hydrad.log());
+    nix_finds(&scene, &second);
+    assert_eq!(
+        scene.output(second[3], "out"),
+        scene.output(first[3], "out")
+    );
+    assert_eq!(
+        scene
+            .hydrad
+            .log()
+            .matches("resolves to what was built before")
+            .count(),
+        3
+    );
+
+    // And none of this is forgotten.
+    assert!(scene.hydrad.terminate().success());
+    scene.hydrad = scene.farm.run(&[]);
+    scene.hydrad.wait_log("ready: ");
+    let third = scene.build(&jobs("two"));
+    let cached = ["a_base", "b_top", "c_deferred", "d_last", "e_all"]
+        .map(|job| format!("{job}: status 0 cached 1"));
+    assert_eq!(scene.picture(&third), cached.join("\n"));
+}
+
+#[test]
+fn a_machine_behind_ssh_builds_them() {
+    let store = local_store();
+    let far = FarMachine::new(&store, "builder");
+    far.store.content_addressed();
+    let farm = Farm::new(&store).with_machines(&machine("builder"));
+    let mut scene = Scene::new(store, farm, &far.env());
+    let builds = scene.build(&jobs("one"));
+    assert_eq!(
+        scene.picture(&builds),
+        built_on("builder"),
+        "{}",
+        scene.hydrad.log()
+    );
+    nix_finds(&scene, &builds);
+    let again = scene.build(&jobs("two"));
+    assert_eq!(
+        scene.output(again[3], "out"),
+        scene.output(builds[3], "out")
+    );
+}
+
+#[test]
+fn tables_without_resolved_steps_get_one_row_for_each() {
+    let store = local_store();
+    let farm = Farm::new(&store).with_machines(&machine("localhost"));
+    farm.client()
+        .batch_execute(include_str!("../sql/schema/hydra-85-from-87.sql"))
+        .expect("go back to schema 85");
+    farm.client()
+        .batch_execute("update SchemaVersion set version = 85")
+        .expect("say so");
+    let mut scene = Scene::new(store, farm, &[]);
+    let builds = scene.build(&jobs("one"));
+    let row = |job: &str, name: &str, outputs: &str| {
+        format!("{job}: status 0 cached 0\n  1 {name} status 0 on localhost outputs {outputs}")
+    };
+    let expected = [
+        row("a_base", "base", "out"),
+        row("b_top", "top", "dev out"),
+        row("c_deferred", "deferred", "out"),
+        row("d_last", "last", "out"),
+        row("e_all", "all", "out"),
+    ];
+    assert_eq!(
+        scene.picture(&builds),
+        expected.join("\n"),
+        "{}",
+        scene.hydrad.log()
+    );
+    nix_finds(&scene, &builds);
+}
+
+#[test]
+fn what_cannot_be_built_ends_alone_and_says_why() {
+    let store = NixStore::owned_by(RunAs::Unprivileged);
+    let file = store.dir().file("jobs.nix", &jobs("one"), store.owner());
+    let impure = r#"derivation { name = "impure"; system = builtins.currentSystem; builder = "/bin/sh"; __impure = true;
+        outputHashMode = "recursive"; outputHashAlgo = "sha256"; args = [ "-c" "echo > $out" ]; }"#;
+    let impure = store.dir().file("impure.nix", impure, store.owner());
+    let features = [
+        "--option",
+        "experimental-features",
+        "ca-derivations impure-derivations",
+    ];
+    let mut drvs = store.instantiate_file(&file, &features);
+    drvs.extend(store.instantiate_file(&impure, &features));
+    drvs.extend(store.instantiate(
+        r#"derivation { name = "plain"; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-c" "echo > $out" ]; }"#,
+    ));
+    let farm = Farm::new(&store).with_machines(&machine("localhost"));
+    let mut hydrad = farm.run(&[]);
+    hydrad.wait_log("ready: ");
+    let drvs: Vec<&str> = drvs.iter().map(String::as_str).collect();
+    let builds = farm.enqueue(&drvs);
+    farm.wait_ended(&mut hydrad, &builds);
+    let statuses = [3, 3, 3, 3, 3, 3, 0].map(Some);
+    assert_eq!(farm.statuses(&builds), statuses, "{}", hydrad.log());
+    let mut client = farm.client();
+    let mut message = |build: i32| -> String {
+        let sql = "select errorMsg from BuildSteps where build = $1";
+        client.query_one(sql, &[&build]).expect(sql).get(0)
+    };
+    let base = message(builds[0]);
+    assert!(base.contains("base.drv is content-addressed"), "{base}");
+    assert!(
+        base.contains("ca-derivations of the local Nix is off"),
+        "{base}"
+    );
+    let deferred = message(builds[2]);
+    assert!(
+        deferred.contains("depends on content-addressed"),
+        "{deferred}"
+    );
+    let impure = message(builds[5]);
+    assert!(impure.contains("impure.drv is impure"), "{impure}");
+}
