@@ -430,6 +430,15 @@ fn show_record(record: Record) -> String {
                 fail.primary
             )
         }
+        Record::Substitute {
+            build,
+            drv,
+            outputs,
+        } => format!(
+            "substitute {} outputs of {} for {build}",
+            outputs.len(),
+            name(&drv)
+        ),
         Record::Abort {
             builds,
             drv,
