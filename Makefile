@@ -63,9 +63,10 @@ simulate: release ## Run the plan against a made-up build farm (ARGS=... for its
 bindir := $(PREFIX)/bin
 unitdir := $(PREFIX)/lib/systemd/system
 confdir := $(SYSCONFDIR)/hydrad
-units := hydrad.service hydrad-queue-runner.service hydrad-metrics.socket hydrad-status.socket
+units := hydrad.service hydrad-queue-runner.service hydrad-metrics.socket hydrad-status.socket \
+	hydrad-update-gc-roots.service hydrad-update-gc-roots.timer
 sharedir := $(PREFIX)/share/hydrad
-links := hydra-queue-runner hydra-init
+links := hydra-queue-runner hydra-init hydra-update-gc-roots
 rendered := target/install
 
 # Fill the placeholders of everything under conf/ into $(rendered).
@@ -103,7 +104,7 @@ install: ## Install under PREFIX=/usr/local (DESTDIR=, SYSCONFDIR=/etc, HYDRA_US
 	done
 	@echo "installed $(DESTDIR)$(bindir)/hydrad and its units"
 	@test -n "$(DESTDIR)" || printf '%s\n' "next: systemd-sysusers && systemd-tmpfiles --create && systemctl daemon-reload" \
-		"      in nix.conf: trusted-users = root $(HYDRA_USER); then hydrad check, then systemctl enable --now hydrad"
+		"      in nix.conf: trusted-users = root $(HYDRA_USER); then hydrad check, then systemctl enable --now hydrad hydrad-update-gc-roots.timer"
 
 uninstall: ## Remove what install put there (same variables); edited configuration stays
 	$(render)

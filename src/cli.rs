@@ -48,6 +48,8 @@ pub enum Command {
     Enable(admin::orders::EnableArgs),
     Log(admin::log::LogArgs),
     Simulate(admin::simulate::SimulateArgs),
+    #[command(version)]
+    UpdateGcRoots(admin::gc_roots::UpdateGcRootsArgs),
 }
 
 /// Run all configured services in one process
@@ -153,6 +155,7 @@ pub fn arguments(args: impl IntoIterator<Item = std::ffi::OsString>) -> Vec<std:
     let service = match name.as_deref().and_then(|name| name.to_str()) {
         Some("hydra-queue-runner") => "queue-runner",
         Some("hydra-init") => "init",
+        Some("hydra-update-gc-roots") => "update-gc-roots",
         _ => return args,
     };
     args.insert(1, service.into());

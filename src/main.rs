@@ -29,6 +29,7 @@ fn main() -> ExitCode {
         Command::Enable(args) => admin::orders::enable(&args),
         Command::Log(args) => admin::log::run(&args),
         Command::Simulate(args) => admin::simulate::run(&args),
+        Command::UpdateGcRoots(args) => admin::gc_roots::run(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("hydrad: {error:#}");

@@ -4,6 +4,7 @@
 mod common;
 
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 
 use common::{said, stub_jobs, system, Listener, Pg, Said, Site};
 use serde_json::Value;
@@ -704,4 +705,166 @@ fn shares_machines_and_deletions_take_effect_at_once_with_hundreds_of_steps_wait
         let runner = &status["queueRunner"];
         (runner["nrActiveSteps"] == 0 && runner["nrUnfinishedSteps"] == 0).then_some(())
     });
+}
+
+// ---- GC roots
+
+#[test]
+fn roots_are_kept_as_hydras_rules_say_and_the_collector_gets_the_rest() {
+    let site = Site::new(Pg::shared());
+    let env = site.store.env();
+    let state = env.iter().find(|(name, _)| name == "NIX_STATE_DIR");
+    let roots = Path::new(&state.expect("a state folder").1).join("gcroots/hydra");
+    let roots_line = format!("gc_roots_dir = {}\n", roots.display());
+    site.configure(&roots_line);
+    site.machines(&Site::localhost(2));
+    // Each word is the name of a job and what it does.
+    let jobs = |version: u32, jobs: &[(&str, bool)]| {
+        let job = |(name, works): &(&str, bool)| {
+            let script = if *works {
+                "echo $name > $out"
+            } else {
+                "exit 1"
+            };
+            format!(
+                "  {name} = derivation {{ name = \"{name}-{version}\"; system = \"{}\"; builder = \"/bin/sh\"; \
+                 args = [ \"-c\" \"{script}\" ]; }};\n",
+                system()
+            )
+        };
+        format!("{{\n{}}}\n", jobs.iter().map(job).collect::<String>())
+    };
+    let mut hydrad = site.start();
+    site.queue(&jobs(
+        1,
+        &[
+            ("dropped", true),
+            ("flaky", true),
+            ("marked", true),
+            ("steady", true),
+        ],
+    ));
+    site.wait_all_finished(&mut hydrad);
+    site.queue(&jobs(2, &[("flaky", false), ("steady", true)]));
+    site.wait_all_finished(&mut hydrad);
+    hydrad.terminate();
+    site.queue(&jobs(3, &[("waiting", true)]));
+    let sql = "update Jobsets set keepnr = 1; update Builds set keep = 1 where job = 'marked'";
+    site.db.client().batch_execute(sql).unwrap();
+
+    let drv = |name: &str| -> String {
+        site.ask(&format!(
+            "select drvPath from Builds where drvPath like '%-{name}.drv'"
+        ))
+    };
+    let output = |name: &str| -> String {
+        site.ask(&format!(
+            "select o.path from BuildOutputs o join Builds b on b.id = o.build where b.drvPath like '%-{name}.drv'"
+        ))
+    };
+    let kept = [
+        output("flaky-1"),
+        output("marked-1"),
+        output("steady-2"),
+        drv("flaky-2"),
+        drv("waiting-3"),
+    ];
+    let outputs_gone = [output("dropped-1"), output("steady-1")];
+    let drvs_gone = [
+        drv("dropped-1"),
+        drv("flaky-1"),
+        drv("marked-1"),
+        drv("steady-1"),
+        drv("steady-2"),
+    ];
+    let gone = [&outputs_gone[..], &drvs_gone].concat();
+    let names = |paths: &[String]| {
+        let base = |path: &String| path.rsplit('/').next().unwrap().to_owned();
+        let mut names: Vec<String> = paths.iter().map(base).collect();
+        names.sort();
+        names
+    };
+    let listed = || {
+        let mut names: Vec<String> = std::fs::read_dir(&roots)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    let update = |args: &[&str]| said(site.hydrad(args).command().arg0("hydra-update-gc-roots"));
+    let all = listed();
+    assert!(
+        names(&gone).iter().all(|name| all.contains(name)),
+        "{all:?}"
+    );
+
+    // All of them are young; a dry run changes nothing.
+    let young = update(&["--json"]).ends_with(0).json();
+    assert_eq!(
+        (&young["made"], &young["removed"]),
+        (&0.into(), &0.into()),
+        "{young}"
+    );
+    let dry = update(&["--min-age", "0", "--dry-run", "--kept"]).ends_with(0);
+    for name in names(&gone) {
+        assert!(
+            dry.out.contains(&format!("remove  {name}  nothing")),
+            "{}",
+            dry.out
+        );
+    }
+    for reason in [
+        "queued",
+        "marked to be kept",
+        "in evaluation 2 of manual:manual",
+        "the last success of manual:manual:flaky",
+    ] {
+        assert!(dry.out.contains(reason), "{reason} is not in:\n{}", dry.out);
+    }
+    assert_eq!(listed(), all);
+
+    // What could not be read to the end is no reason to remove anything.
+    let sql =
+        "insert into Builds (finished, timestamp, jobset_id, job, drvPath, system, globalPriority)
+               select 0, 0, id, 'odd', '/elsewhere/x.drv', 'x', 0 from Jobsets limit 1";
+    site.db.client().batch_execute(sql).unwrap();
+    update(&["--min-age", "0"])
+        .ends_with(2)
+        .complains(&["/elsewhere/x.drv"]);
+    let sql = "delete from Builds where job = 'odd'";
+    site.db.client().batch_execute(sql).unwrap();
+    let mut away = site
+        .hydrad(&["update-gc-roots", "--min-age", "0"])
+        .command();
+    away.env("NIX_REMOTE", "unix:///nowhere/socket");
+    said(&mut away)
+        .ends_with(2)
+        .complains(&["nothing was removed"]);
+    assert_eq!(listed(), all);
+
+    // Now it does, also makes what is missing, and the real collector agrees.
+    std::fs::remove_file(roots.join(&names(&kept[..1])[0])).unwrap();
+    let done = update(&["--min-age", "0"]).ends_with(0);
+    assert!(
+        done.out.contains("kept 5 roots (1 of them new), deleted"),
+        "{}",
+        done.out
+    );
+    assert_eq!(listed(), names(&kept));
+    site.store.store(&["--gc"]);
+    for path in &kept {
+        assert!(site.store.is_valid(path), "{path} was collected");
+    }
+    for path in &outputs_gone {
+        assert!(!site.store.is_valid(path), "{path} was kept");
+    }
+    let again = update(&["--min-age", "0"]).ends_with(0);
+    assert!(
+        again
+            .out
+            .contains("kept 5 roots (0 of them new), deleted 0 roots"),
+        "{}",
+        again.out
+    );
 }

@@ -14,7 +14,6 @@ use crate::config::settings::Settings;
 use crate::db::operate::{self, Changed, Done, Lane, Named};
 use crate::model::BuildStatus;
 use crate::store::local::LocalStore;
-use crate::store::roots::GcRoots;
 use crate::sys::clock::unix_now;
 
 const APPLICATION_NAME: &str = "hydrad-build";
@@ -180,21 +179,11 @@ fn keep_derivations<'a>(
     builds: impl Iterator<Item = &'a Named>,
 ) -> Result<()> {
     let store = LocalStore::from_env(&environment, &settings.nix_daemon_program);
-    let roots = GcRoots::open(&settings.gc_roots_dir).with_context(|| {
-        format!(
-            "cannot use {} (gc_roots_dir); run this as the user of the queue runner, or with --force",
-            settings.gc_roots_dir.display()
-        )
-    })?;
+    let roots = super::gc_roots::open(settings)
+        .context("run this as the user of the queue runner, or with --force")?;
     for build in builds {
         // The root first: what is there with it stays.
-        roots.add(&build.drv).with_context(|| {
-            format!(
-                "cannot keep {} from the garbage collector in {}",
-                build.drv,
-                roots.dir().display()
-            )
-        })?;
+        super::gc_roots::keep(&roots, &build.drv)?;
         match store.read_drv(&build.drv) {
             Ok(_) => {}
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => bail!(

@@ -19,7 +19,6 @@ use crate::model::BuildStatus;
 use crate::nix::derivation::Derivation;
 use crate::nix::StoreDir;
 use crate::store::local::LocalStore;
-use crate::store::roots::GcRoots;
 
 const APPLICATION_NAME: &str = "hydrad-enqueue";
 /// How often --wait looks by itself, should a notification not come.
@@ -84,20 +83,9 @@ pub fn run(args: &EnqueueArgs) -> Result<ExitCode> {
     let mut client = target.connect(APPLICATION_NAME)?;
     schema::check_schema(&mut client)?.serve()?;
     let builds = jobs(args, &settings.nix_daemon_program)?;
-    let roots = GcRoots::open(&settings.gc_roots_dir).with_context(|| {
-        format!(
-            "cannot use {} (gc_roots_dir)",
-            settings.gc_roots_dir.display()
-        )
-    })?;
+    let roots = super::gc_roots::open(&settings)?;
     for build in &builds {
-        roots.add(&build.drv).with_context(|| {
-            format!(
-                "cannot keep {} from the garbage collector in {}",
-                build.drv,
-                roots.dir().display()
-            )
-        })?;
+        super::gc_roots::keep(&roots, &build.drv)?;
     }
     // Listening begins before the builds are there: no end of one is missed.
     let listener = if args.wait {

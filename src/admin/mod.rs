@@ -7,6 +7,7 @@ pub mod connect;
 pub mod enqueue;
 pub mod explain;
 pub mod forecast;
+pub mod gc_roots;
 pub mod init;
 pub mod log;
 pub mod orders;

@@ -182,6 +182,9 @@ pub const DEFINITIONS: &[Definition] = &[
     used("gc_roots_dir", Kind::Path, "",
         "The folder of Hydra's garbage collector roots. Not set: \
          $NIX_STATE_DIR/gcroots/per-user/$LOGNAME/hydra-roots, as in Hydra."),
+    used("gc_roots_max_deletion", count(0, 100), "50",
+        "The largest share of all GC roots, in percent, that one run of `hydrad update-gc-roots` removes \
+         without being told to; up to 100 roots are always removed."),
     used("store_uri", Kind::Text, "",
         "The destination store, into which outputs go. Not set: the local store. `file:///DIR` is a \
          binary cache in a folder; its parameters (`?secret-key=FILE&compression=zstd`) are in the \
@@ -475,6 +478,8 @@ pub struct Settings {
     /// 0 in the file is replaced by what the host has.
     pub max_local_worker_threads: u32,
     pub gc_roots_dir: PathBuf,
+    /// Percent.
+    pub gc_roots_max_deletion: u32,
     /// `None`: the local store.
     pub store_uri: Option<String>,
     pub narinfo_positive_ttl: Duration,
@@ -652,6 +657,7 @@ pub fn survey(
             n => n,
         },
         gc_roots_dir: values.path("gc_roots_dir", &gc_roots_default),
+        gc_roots_max_deletion: values.count("gc_roots_max_deletion"),
         store_uri: values.optional("store_uri").map(|(uri, _)| uri),
         narinfo_positive_ttl: values.seconds("narinfo-cache-positive-ttl"),
         narinfo_negative_ttl: values.seconds("narinfo-cache-negative-ttl"),

@@ -24,6 +24,7 @@ pub mod queue;
 pub mod schema;
 pub mod status;
 pub mod tls;
+pub mod wanted;
 pub mod writer;
 
 pub use connect::DbTarget;

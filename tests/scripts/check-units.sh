@@ -26,10 +26,13 @@ expected="./etc/hydrad/environment
 ./etc/hydrad/machines
 ./usr/local/bin/hydra-init
 ./usr/local/bin/hydra-queue-runner
+./usr/local/bin/hydra-update-gc-roots
 ./usr/local/bin/hydrad
 ./usr/local/lib/systemd/system/hydrad-metrics.socket
 ./usr/local/lib/systemd/system/hydrad-queue-runner.service
 ./usr/local/lib/systemd/system/hydrad-status.socket
+./usr/local/lib/systemd/system/hydrad-update-gc-roots.service
+./usr/local/lib/systemd/system/hydrad-update-gc-roots.timer
 ./usr/local/lib/systemd/system/hydrad.service
 ./usr/local/lib/sysusers.d/hydrad.conf
 ./usr/local/lib/tmpfiles.d/hydrad.conf
@@ -40,8 +43,9 @@ expected="./etc/hydrad/environment
 ! grep -rn '@[A-Z_]*@' "$stage/etc" "$stage/usr/local/lib" || die "placeholders were left"
 
 units="$stage/usr/local/lib/systemd/system"
+resident=("$units/hydrad.service" "$units/hydrad-queue-runner.service")
 if command -v systemd-analyze >/dev/null; then
-    for unit in hydrad.service hydrad-queue-runner.service; do
+    for unit in hydrad.service hydrad-queue-runner.service hydrad-update-gc-roots.service; do
         say "$unit"
         mkdir -p "$stage/verify"
         # verify wants programs that exist, and each unit by itself (they name each other in Conflicts=).
@@ -54,13 +58,18 @@ if command -v systemd-analyze >/dev/null; then
         rm -r "$stage/verify"
     done
     for key in Type=notify WatchdogSec= Restart=always OOMPolicy=continue User=hydra; do
-        for unit in "$units"/*.service; do grep -q "^$key" "$unit" || die "$unit lacks $key"; done
+        for unit in "${resident[@]}"; do grep -q "^$key" "$unit" || die "$unit lacks $key"; done
     done
+    say "hydrad-update-gc-roots.timer"
+    sed "s|^ExecStart=.*|ExecStart=/bin/true|" "$units/hydrad-update-gc-roots.service" >"$stage/hydrad-update-gc-roots.service"
+    cp "$units/hydrad-update-gc-roots.timer" "$stage"
+    quietly systemd-analyze verify "$stage/hydrad-update-gc-roots.timer"
+    rm "$stage"/hydrad-update-gc-roots.{service,timer}
 else
     say "systemd-analyze is not installed: units not verified"
 fi
 stop_timeout=$(sed -n 's/^#stop_timeout = //p' conf/hydra.conf)
-for unit in "$units"/*.service; do
+for unit in "${resident[@]}"; do
     unit_stop=$(sed -n 's/^TimeoutStopSec=//p' "$unit")
     [ "$unit_stop" -gt "$stop_timeout" ] || die "$unit: TimeoutStopSec=$unit_stop is not more than stop_timeout = $stop_timeout"
 done
