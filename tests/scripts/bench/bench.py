@@ -9,6 +9,7 @@ Measure: bench.py load    --graph NAME [runner options]   time until all builds 
          bench.py latency --graph NAME --count 50 ...     one build at a time on an idle runner: NOTIFY -> started/finished
          bench.py conns   --graph NAME ...                like e2e; samples DB connections and concurrently busy steps
          bench.py restart --graph NAME ...                queue already in the DB: start -> first step_started / all loaded
+         bench.py arrive  --graph NAME [--sleepers G] ... builds of G keep the slots busy; then NAME is queued: NOTIFY -> all loaded
          bench.py nixbuild --graph NAME --jobs 8          plain `nix-store -r -jN` of the same derivations
 Runner options:
   --runner PATH           program to measure (default $BENCH_RUNNER)      --runner-arg ARG   (repeatable)
@@ -374,6 +375,32 @@ def t_restart(a, g):
                             rss_mb=round(rss, 1), hwm_mb=round(hwm, 1), **r.cpu()))
     finally: r.stop()
 
+def t_arrive(a, g):
+    """How long builds that arrive take to load: on an idle queue runner, or (--sleepers G) while the builds of graph G, which
+    should sleep for long, keep slots busy. Their number stays the same until the end, or the run is worth nothing."""
+    c = connect(); cur = c.cursor(); s = load_graph(a.sleepers) if a.sleepers else []
+    delete_outputs(g); delete_outputs(s); reset_db(cur)
+    lc = listen("step_started", "step_finished"); r = Runner(a, "arrive")
+    try:
+        r.wait_idle(cur); r.probe = "prom"; time.sleep(0.5)
+        if s:
+            tc = connect(False); ids = insert_builds(tc, s); tc.cursor().execute("notify builds_added, '%d'" % ids[0]); tc.commit()
+            n = 0; end = time.monotonic() + 60
+            while n < len(s):
+                n += sum(m.channel == "step_started" for m in notes(lc, 1))
+                if time.monotonic() > end: raise SystemExit("the slots are not busy; see " + r.log)
+        def loads(): return r.prom().get("hydraqueuerunner_queue_build_loads_total", 0)
+        before = loads(); tc = connect(False); ids = insert_builds(tc, g); tc.cursor().execute("notify builds_added, '%d'" % ids[0])
+        c0 = pstat(r.p.pid); tc.commit(); t0 = time.monotonic(); end = t0 + 600
+        while loads() < before + len(g):
+            if time.monotonic() > end: raise SystemExit("timeout waiting for load")
+            time.sleep(0.005)
+        t = time.monotonic() - t0; c1 = pstat(r.p.pid)
+        ended = sum(m.channel == "step_finished" for m in notes(lc, 0.1))
+        cur.execute("select count(*) from buildsteps where busy <> 0"); busy = cur.fetchone()[0]
+        return emit(a, dict(n=len(g), secs=round(t, 3), busy=busy, ended=ended, cpu_load=round(c1["u"]+c1["s"]-c0["u"]-c0["s"], 2), **r.cpu()))
+    finally: r.stop()
+
 def t_nixbuild(a, g):
     delete_outputs(g); env = dict(os.environ)
     if a.store == "daemon": env["NIX_REMOTE"] = "daemon"
@@ -392,13 +419,14 @@ def main():
     s = sp.add_parser("gen"); s.add_argument("name"); s.add_argument("--salt"); s.add_argument("--cmd", default="echo > $out"); s.add_argument("--system", default="x86_64-linux")
     for k, v in dict(layers=20, width=50, inputs=5, window=10, srcs=2, pad=1500).items(): s.add_argument("--" + k, type=int, default=v)
     s = sp.add_parser("clean"); s.add_argument("--graph", required=True)
-    for t in ("load", "e2e", "conns", "latency", "restart", "nixbuild"):
+    for t in ("load", "e2e", "conns", "latency", "restart", "arrive", "nixbuild"):
         s = sp.add_parser(t); s.add_argument("--graph", required=True); s.add_argument("--limit", type=int)
         s.add_argument("--label", default="hydrad"); s.add_argument("--repeat", type=int, default=1); s.add_argument("--store", default="direct"); s.add_argument("--quiet", type=float, default=0)
         if t == "nixbuild": s.add_argument("--jobs", type=int, default=8); continue
         s.add_argument("--runner", default=os.environ.get("BENCH_RUNNER", "hydra-queue-runner"))
         s.add_argument("--runner-arg", action="append", default=[]); s.add_argument("--machines", default="none")
         s.add_argument("--conf", action="append", default=[]); s.add_argument("--env", action="append", default=[]); s.add_argument("--probe", default="prom")
+        if t == "arrive": s.add_argument("--sleepers")
         if t == "latency":
             s.add_argument("--count", type=int, default=50); s.add_argument("--gap", type=float, default=0.2); s.add_argument("--poll-building", action="store_true")
     a = ap.parse_args()

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A private PostgreSQL for the benchmark, on DIR's socket and PORT.   usage: pg.sh init|start|stop DIR PORT
+# A private PostgreSQL for the benchmark, on DIR's socket and PORT.   usage: pg.sh init|init-once|start|stop DIR PORT
 # PostgreSQL's defaults (fsync and synchronous_commit on) except max_connections=400 and shared_buffers=512MB. As root the
 # server runs as postgres.
 set -euo pipefail
@@ -9,7 +9,8 @@ as=()
 [ "$(id -u)" -ne 0 ] || as=(runuser -u postgres --)
 cd /
 case $1 in
-    init)
+    init | init-once)
+        [ "$1" = init ] || [ ! -d "$dir/data" ] || exit 0
         mkdir -p "$dir"
         [ "$(id -u)" -ne 0 ] || chown postgres "$dir"
         "${as[@]}" "$bin/initdb" -D "$dir/data" -A trust -U postgres --locale=C.UTF-8 >/dev/null
@@ -18,5 +19,5 @@ case $1 in
         ;;
     start) "${as[@]}" "$bin/pg_ctl" -D "$dir/data" -l "$dir/log" -w start >/dev/null ;;
     stop) "${as[@]}" "$bin/pg_ctl" -D "$dir/data" -m fast stop >/dev/null ;;
-    *) echo "usage: $0 init|start|stop DIR PORT" >&2; exit 2 ;;
+    *) echo "usage: $0 init|init-once|start|stop DIR PORT" >&2; exit 2 ;;
 esac
