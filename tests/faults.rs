@@ -986,6 +986,37 @@ fn an_attempt_that_fails_while_its_row_is_held_up_leaves_no_busy_row() {
 }
 
 #[test]
+fn a_row_that_stays_held_does_not_keep_a_slot_for_ever() {
+    let site = Site::new(Pg::shared());
+    site.machines(&Site::stub("m1", 1, 1, "-"));
+    site.configure("row_timeout = 1\nretry_interval = 1\n");
+    let held = site.queue(&stub_jobs("a", 1, ""))[0];
+    let mut web = site.db.client();
+    let mut transaction = web.transaction().unwrap();
+    transaction
+        .execute("select 1 from Builds where id = $1 for update", &[&held])
+        .unwrap();
+    let mut hydrad = site.start();
+    hydrad.wait_log("performing step");
+    // The only slot waits for the row of the first build.
+    let free = site.queue(&stub_jobs("b", 1, ""))[0];
+    let is_done = |id: i32| format!("select finished = 1 from Builds where id = {id}");
+    hydrad.wait_sql(&site.db, &is_done(free));
+    hydrad.wait_log(&format!(
+        "the row of the step could not be written for 1 s: the database is away, or somebody holds the row of build {held}"
+    ));
+    assert!(!site.ask::<bool>(&is_done(held)));
+    transaction.rollback().unwrap();
+    site.wait_all_finished(&mut hydrad);
+    hydrad.wait_sql(
+        &site.db,
+        "select not exists (select 1 from BuildSteps where busy <> 0)",
+    );
+    site.assert_complete();
+    assert_sane(&hydrad);
+}
+
+#[test]
 fn a_machine_with_a_wrong_clock_takes_as_long_as_it_takes() {
     let site = Site::new(Pg::shared());
     site.machines(&Site::stub("m1", 1, 1, "-"));

@@ -239,6 +239,9 @@ pub const DEFINITIONS: &[Definition] = &[
         "Receiving outputs from a machine may stand still for this long."),
     used("register_timeout", Kind::Seconds, "600",
         "The destination store must register a received path within this time."),
+    used("row_timeout", Kind::Seconds, "600",
+        "A step gives its slot back when its row in BuildSteps cannot be written for this long, for \
+         instance since an evaluation holds its build's row; it is tried again later."),
     used("shutdown_timeout", Kind::Seconds, "10",
         "A connection to a machine must close within this time; then its process is ended."),
     used("connection_idle", Kind::Seconds, "60",
@@ -459,6 +462,7 @@ pub struct Deadlines {
     pub send_idle: Duration,
     pub receive_idle: Duration,
     pub register: Duration,
+    pub row: Duration,
     pub shutdown: Duration,
 }
 
@@ -681,6 +685,7 @@ pub fn survey(
             send_idle: values.seconds("send_timeout"),
             receive_idle: values.seconds("receive_timeout"),
             register: values.seconds("register_timeout"),
+            row: values.seconds("row_timeout"),
             shutdown: values.seconds("shutdown_timeout"),
         },
         connection_idle: values.seconds("connection_idle"),

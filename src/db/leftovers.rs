@@ -50,14 +50,16 @@ pub fn busy_steps(conn: &mut Conn) -> Result<Vec<BusyStep>, DbError> {
         .collect())
 }
 
-/// Ends a row as aborted, as Hydra does at start: without a stop time and without a notification.
+/// Ends rows as aborted, as Hydra does at start: without a stop time and without a notification.
 ///
 /// # Errors
 /// Of the database.
-pub fn abort(conn: &mut Conn, step: &BusyStep) -> Result<(), DbError> {
+pub fn abort(conn: &mut Conn, steps: &[&BusyStep]) -> Result<(), DbError> {
+    let build: Vec<i32> = steps.iter().map(|step| step.build.0).collect();
+    let stepnr: Vec<i32> = steps.iter().map(|step| step.stepnr).collect();
     conn.execute(
-        include_str!("../../sql/queue/abort_busy_step.sql"),
-        &[&step.build.0, &step.stepnr],
+        include_str!("../../sql/queue/abort_left_steps.sql"),
+        &[&build, &stepnr],
     )?;
     Ok(())
 }

@@ -1556,8 +1556,8 @@ impl GroupWork<'_, '_> {
                 }
                 Body::Abandon { build, stepnr } => {
                     self.tx.execute(
-                        include_str!("../../sql/queue/abort_busy_step.sql"),
-                        &[&build.0, stepnr],
+                        include_str!("../../sql/queue/abort_left_steps.sql"),
+                        &[&vec![build.0], &vec![*stepnr]],
                     )?;
                 }
                 _ => {}

@@ -2,8 +2,9 @@
 //! adopted as a success, and its builds finish as built. One that was under way on another machine is asked about
 //! there (`salvage`); any other is aborted and will be built again.
 
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{inspect, Context};
 use crate::db::leftovers::{self, BusyStep};
@@ -11,9 +12,15 @@ use crate::db::writer::{Adoption, Body};
 use crate::model::UnixSecs;
 use crate::plan::action::Succeed;
 use crate::sys::clock::unix_now;
+use crate::sys::systemd;
 
 /// How long a connection to the database may take to come.
 const CONNECTION_PATIENCE: Duration = Duration::from_secs(30);
+/// Rows whose outputs are asked about in one question, and that are ended by one statement.
+const ROWS_PER_QUESTION: usize = 256;
+/// How often systemd is told that the start goes on, and how long it then waits.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
+const EXTENSION: Duration = Duration::from_secs(120);
 
 /// Settles all busy rows, except those that other machines are asked about. Returns what the writer still has to write.
 ///
@@ -29,18 +36,79 @@ pub fn settle(context: &Context) -> Result<Vec<Body>, String> {
     let steps = leftovers::busy_steps(&mut conn).map_err(text)?;
     drop(conn);
     let mut adoptions = Vec::new();
-    for step in steps {
-        if let Some(adoption) = adoption(context, &step)? {
-            adoptions.push(Body::Adopt(adoption));
-        } else if step.is_elsewhere() {
-            context.leftovers.add(step);
-        } else {
-            say_aborted(&step);
+    let mut start = LongStart::new(steps.len());
+    for rows in steps.chunks(ROWS_PER_QUESTION) {
+        let mut aborted = Vec::new();
+        let there = outputs_there(context, rows);
+        for step in rows {
+            start.row_done();
+            let found = if is_all_there(step, &there) {
+                adoption(context, step)?
+            } else {
+                None
+            };
+            if let Some(adoption) = found {
+                adoptions.push(Body::Adopt(adoption));
+            } else if step.is_elsewhere() {
+                context.leftovers.add(step.clone());
+            } else {
+                say_aborted(step);
+                aborted.push(step);
+            }
+        }
+        if !aborted.is_empty() {
             let mut conn = context.pool.get(CONNECTION_PATIENCE).map_err(text)?;
-            leftovers::abort(&mut conn, &step).map_err(text)?;
+            leftovers::abort(&mut conn, &aborted).map_err(text)?;
         }
     }
     Ok(adoptions)
+}
+
+/// Which outputs of these rows are in the destination store. When it cannot be asked: none, so that they are built again,
+/// or found valid then.
+fn outputs_there(context: &Context, rows: &[BusyStep]) -> HashSet<String> {
+    let outputs = rows.iter().flat_map(|step| &step.outputs);
+    let paths: Vec<&str> = outputs.filter_map(|path| path.as_deref()).collect();
+    context.dest.valid_paths(&paths).unwrap_or_else(|message| {
+        log::warn!("cannot ask which outputs are there: {message}");
+        HashSet::new()
+    })
+}
+
+fn is_all_there(step: &BusyStep, there: &HashSet<String>) -> bool {
+    let is_there = |path: &Option<String>| path.as_ref().is_some_and(|path| there.contains(path));
+    step.outputs.iter().all(is_there)
+}
+
+/// A start that takes long is said in the log and to systemd, which would otherwise end it.
+struct LongStart {
+    rows: usize,
+    done: usize,
+    said: Instant,
+}
+
+impl LongStart {
+    fn new(rows: usize) -> LongStart {
+        LongStart {
+            rows,
+            done: 0,
+            said: Instant::now(),
+        }
+    }
+
+    fn row_done(&mut self) {
+        self.done += 1;
+        if self.said.elapsed() < SIGN_OF_LIFE {
+            return;
+        }
+        self.said = Instant::now();
+        log::info!(
+            "settling what was left busy: {} of {} steps",
+            self.done,
+            self.rows
+        );
+        systemd::notify(&format!("EXTEND_TIMEOUT_USEC={}", EXTENSION.as_micros()));
+    }
 }
 
 /// One line about a busy row that ends without a success.

@@ -41,6 +41,8 @@ pub struct Deadlines {
     pub substitute: Duration,
     pub send: Duration,
     pub receive: Duration,
+    /// Until the busy row of a step is committed, before its build request is sent.
+    pub row: Duration,
     pub shutdown: Duration,
 }
 

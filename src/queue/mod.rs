@@ -632,6 +632,7 @@ fn deadlines(settings: &Settings) -> connection::Deadlines {
         substitute: set.substitute_idle,
         send: set.send_idle,
         receive: set.receive_idle,
+        row: set.row,
         shutdown: set.shutdown,
     }
 }

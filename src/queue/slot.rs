@@ -705,7 +705,11 @@ impl Attempt<'_> {
         let Some(committed) = &self.announced else {
             return Err(ours("BUG: no row is on its way"));
         };
-        heartbeat::idle("waiting for its row");
+        // Not for ever: the machine could build something else. The row, once it can be written, is followed by the end
+        // of this run.
+        let row_max = self.machine.deadlines().row;
+        let until = Instant::now() + row_max;
+        heartbeat::enter("waiting for its row", Patience::Deadline(row_max));
         loop {
             match committed.recv_timeout(KILL_CHECK) {
                 Ok(StartAck::Written) => return Ok(()),
@@ -719,6 +723,14 @@ impl Attempt<'_> {
                 }
                 Err(RecvTimeoutError::Timeout) if self.kill.is_thrown() => {
                     return Err(Trouble::Killed.into())
+                }
+                Err(RecvTimeoutError::Timeout) if Instant::now() >= until => {
+                    return Err(ours(format!(
+                        "the row of the step could not be written for {} s: the database is away, or somebody holds \
+                         the row of build {}",
+                        row_max.as_secs(),
+                        self.start.primary
+                    )))
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Err(ours("the writer has left")),

@@ -35,6 +35,7 @@ pub fn probe(store_dir: &str, programs: &Programs) -> Trust {
         substitute: short,
         send: short,
         receive: short,
+        row: short,
         shutdown: short,
     };
     let line = LocalHost::of_this_host(Some(1), Vec::new()).machine();
