@@ -605,6 +605,32 @@ machines a:x86_64-linux:1
 }
 
 #[test]
+fn limits_fall_again_when_the_build_with_the_largest_is_gone() {
+    check(
+        r#"
+builds 10:one silent=100 timeout=10
+    inspect one
+    page taken
+builds 11:two silent=50 timeout=20
+    inspect two
+    page taken
+builds 12:three silent=0 timeout=500
+    inspect three
+    page taken
+needs one x86_64-linux dep
+    inspect dep
+needs two x86_64-linux dep
+needs three x86_64-linux dep
+needs dep x86_64-linux
+list 1 10 11
+    say info: discarding cancelled build 12
+machines a:x86_64-linux:1
+    #1 start dep on a: run 1 for 10, announced [], silent 100 timeout 20, wanted by 2
+"#,
+    );
+}
+
+#[test]
 fn a_failure_fails_everything_above_it_and_drops_the_rest() {
     check(
         r#"

@@ -10,7 +10,7 @@ use super::event::{Outcome, RunEnd};
 use super::fail::{Cause, FailedRun};
 use super::graph::State;
 use super::holds::Gate;
-use super::ingest::limit_secs;
+use super::ingest::{limit, limit_secs};
 use super::machines::{growing_ms, jitter_ms, Machines, StepTime};
 use super::runs::Run;
 use super::{Plan, Timer};
@@ -20,6 +20,8 @@ use crate::model::{BuildId, BuildStatus, MachineId, Phase, RunId};
 const STARTS_PER_TURN: u32 = 1_000;
 /// Dependents looked at to count the builds that want a step, for the log line.
 const DEPENDENTS_LOOKED_AT: usize = 8;
+/// Dependents of a step whose limits are compared when its run begins.
+const LIMITS_STEPS_MAX: usize = 64;
 
 impl Plan {
     /// Starts what can be started: again and again the best machine takes the best step it supports.
@@ -104,9 +106,8 @@ impl Plan {
         let (run, primary, announce) = self.occupy(step, machine);
         let wanted_by = (announce.len() as u32 + above).max(1);
         let ticket = self.next_ticket();
-        let limits = self.graph.step(step);
-        let (max_silent_secs, timeout_secs) =
-            (limit_secs(limits.max_silent), limit_secs(limits.timeout));
+        let (max_silent, timeout) = self.limits_of(step, primary);
+        let (max_silent_secs, timeout_secs) = (limit_secs(max_silent), limit_secs(timeout));
         let drv = self.drv(step);
         let machine = Machines::id(machine);
         self.out.push(Action::Start(Start {
@@ -120,6 +121,29 @@ impl Plan {
             timeout_secs,
             wanted_by,
         }));
+    }
+
+    /// The limits of a run that begins: the largest of those of the builds that want its step now. Among very many
+    /// dependents, of all that ever wanted it.
+    fn limits_of(&self, step: u32, primary: BuildId) -> (u32, u32) {
+        let slot = self.graph.step(step);
+        let ever = (slot.max_silent, slot.timeout);
+        let of = |id: BuildId| {
+            let build = self.builds.get(self.builds.find(id)?);
+            Some((limit(build.max_silent), limit(build.timeout)))
+        };
+        // Nearly always: all have the same.
+        if of(primary) == Some(ever) {
+            return ever;
+        }
+        let (builds, complete) = self.search_dependents(step, LIMITS_STEPS_MAX);
+        if !complete {
+            return ever;
+        }
+        let wanted = builds.into_iter().filter_map(of);
+        wanted
+            .reduce(|a, b| (a.0.max(b.0), a.1.max(b.1)))
+            .unwrap_or(ever)
     }
 
     pub(super) fn run_phase(&mut self, id: RunId, phase: Phase) {

@@ -73,7 +73,7 @@ struct Wishes {
 }
 
 /// No limit (0) is more than any limit.
-fn limit(secs: u32) -> u32 {
+pub fn limit(secs: u32) -> u32 {
     secs.wrapping_sub(1)
 }
 

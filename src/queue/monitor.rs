@@ -40,6 +40,9 @@ const LIST_CHUNK: usize = 4_000;
 /// A list is not read again before this many times its own duration has passed.
 const LIST_REST_FACTOR: u32 = 5;
 const LIST_REST_MAX: Duration = Duration::from_secs(30);
+/// After `builds_added` with an id the complete list waits for this long: the builds just read start first, and what is
+/// announced meanwhile needs no list of its own.
+const LIST_DELAY: Duration = Duration::from_millis(20);
 /// How often the session with the lock is asked whether it still has it.
 const LOCK_CHECK: Duration = Duration::from_secs(30);
 /// Pause before the database is asked again.
@@ -184,8 +187,12 @@ impl Monitor {
             Message::Again => self.list_wanted = true,
             Message::Notice { channel, payload } => match channel.as_str() {
                 "builds_added" => {
-                    self.list_wanted = true;
+                    let was_wanted = std::mem::replace(&mut self.list_wanted, true);
                     if let Ok(id) = payload.trim().parse::<i32>() {
+                        if !was_wanted {
+                            let at = Instant::now() + LIST_DELAY;
+                            self.list_not_before = self.list_not_before.max(at);
+                        }
                         let id = BuildId(id);
                         self.added_from = Some(self.added_from.map_or(id, |lowest| lowest.min(id)));
                     }

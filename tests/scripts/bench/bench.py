@@ -382,19 +382,23 @@ def t_arrive(a, g):
     delete_outputs(g); delete_outputs(s); reset_db(cur)
     lc = listen("step_started", "step_finished"); r = Runner(a, "arrive")
     try:
-        r.wait_idle(cur); r.probe = "prom"; time.sleep(0.5)
+        r.wait_idle(cur); time.sleep(0.5); sc = listen("status_dumped"); st = connect().cursor()
+        def queued():
+            # Asked anew each time, since a page of metrics may be half a second old.
+            st.execute("notify dump_status"); end = time.monotonic() + 60
+            while not notes(sc, 1):
+                if time.monotonic() > end: raise SystemExit("no answer to dump_status; see " + r.log)
+            st.execute("select status from systemstatus where what='queue-runner'"); return jl(st.fetchone()[0])["nrQueuedBuilds"]
         if s:
             tc = connect(False); ids = insert_builds(tc, s); tc.cursor().execute("notify builds_added, '%d'" % ids[0]); tc.commit()
             n = 0; end = time.monotonic() + 60
             while n < len(s):
                 n += sum(m.channel == "step_started" for m in notes(lc, 1))
                 if time.monotonic() > end: raise SystemExit("the slots are not busy; see " + r.log)
-        def loads(): return r.prom().get("hydraqueuerunner_queue_build_loads_total", 0)
-        before = loads(); tc = connect(False); ids = insert_builds(tc, g); tc.cursor().execute("notify builds_added, '%d'" % ids[0])
+        before = queued(); tc = connect(False); ids = insert_builds(tc, g); tc.cursor().execute("notify builds_added, '%d'" % ids[0])
         c0 = pstat(r.p.pid); tc.commit(); t0 = time.monotonic(); end = t0 + 600
-        while loads() < before + len(g):
+        while queued() < before + len(g):
             if time.monotonic() > end: raise SystemExit("timeout waiting for load")
-            time.sleep(0.005)
         t = time.monotonic() - t0; c1 = pstat(r.p.pid)
         ended = sum(m.channel == "step_finished" for m in notes(lc, 0.1))
         cur.execute("select count(*) from buildsteps where busy <> 0"); busy = cur.fetchone()[0]
