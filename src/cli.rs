@@ -43,6 +43,7 @@ pub enum Command {
     Queue(admin::queued::QueueArgs),
     Status(admin::status::StatusArgs),
     Explain(admin::explain::ExplainArgs),
+    Machines(admin::machines::MachinesArgs),
     Drain(admin::orders::DrainArgs),
     Disable(admin::orders::DisableArgs),
     Enable(admin::orders::EnableArgs),

@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         Command::Queue(args) => admin::queued::run(&args),
         Command::Status(args) => admin::status::run(&args),
         Command::Explain(args) => admin::explain::run(&args),
+        Command::Machines(args) => admin::machines::run(&args),
         Command::Drain(args) => admin::orders::drain(&args),
         Command::Disable(args) => admin::orders::disable(&args),
         Command::Enable(args) => admin::orders::enable(&args),

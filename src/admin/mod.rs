@@ -10,6 +10,7 @@ pub mod forecast;
 pub mod gc_roots;
 pub mod init;
 pub mod log;
+pub mod machines;
 pub mod orders;
 pub mod queued;
 pub mod serve;

@@ -85,6 +85,24 @@ pub fn percent_decoded(text: &str) -> Result<String, &'static str> {
     String::from_utf8(out).map_err(|_| "percent-encoded bytes are not UTF-8")
 }
 
+/// Bytes as an operator writes them in a setting: `512 MiB`, `1.5 GiB`.
+pub fn bytes_text(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    let mut value = bytes as f64 / 1024.0;
+    if value < 1.0 {
+        return format!("{bytes} bytes");
+    }
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    match value < 10.0 && value.fract() >= 0.05 {
+        true => format!("{value:.1} {}", UNITS[unit]),
+        false => format!("{value:.0} {}", UNITS[unit]),
+    }
+}
+
 /// At most `bytes_max` bytes of the text, cut at a character, with "..." where something was cut.
 pub fn clip(text: &str, bytes_max: usize) -> String {
     if text.len() <= bytes_max {
@@ -156,6 +174,20 @@ mod tests {
             ("open \u{1b}[", "open "),
         ] {
             assert_eq!(plain(text), want);
+        }
+    }
+
+    #[test]
+    fn bytes_are_told_in_powers_of_1024() {
+        for (bytes, text) in [
+            (0, "0 bytes"),
+            (1023, "1023 bytes"),
+            (1 << 20, "1 MiB"),
+            (1_610_612_736, "1.5 GiB"),
+            (52_400_000 << 10, "50 GiB"),
+            (u64::MAX, "16384 PiB"),
+        ] {
+            assert_eq!(bytes_text(bytes), text);
         }
     }
 

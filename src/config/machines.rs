@@ -76,6 +76,18 @@ impl MachineLine {
             None => self.host.clone(),
         }
     }
+
+    /// Where the machine keeps the paths of this store; `None` if that cannot be told from its line.
+    pub fn store_folder(&self, store_dir: &str) -> Option<String> {
+        match self.remote_store.as_deref() {
+            _ if self.is_localhost => Some(store_dir.to_owned()),
+            None | Some("" | "auto" | "daemon" | "local") => Some(store_dir.to_owned()),
+            Some(root) if root.starts_with('/') && !root.contains('?') => {
+                Some(format!("{}{store_dir}", root.trim_end_matches('/')))
+            }
+            Some(_) => None,
+        }
+    }
 }
 
 impl MachineLine {

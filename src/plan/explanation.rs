@@ -699,6 +699,14 @@ impl Standing {
         }
     }
 
+    /// Whether it is given steps, when it has a free slot.
+    pub fn takes_steps(&self) -> bool {
+        matches!(
+            self,
+            Standing::Ready | Standing::Full | Standing::OnTrial { .. }
+        )
+    }
+
     /// The predicate of a sentence about the machine.
     pub fn tell(&self) -> String {
         match self {

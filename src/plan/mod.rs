@@ -18,6 +18,7 @@
 //! | `fail` | failing, aborting and dropping what depends on a step |
 //! | `explain`, `explanation` | counts, and why a build does not build |
 //! | `listing` | steps one by one, for those who look |
+//! | `signature` | what a broken machine makes builds say |
 //! | `standstill` | a queue that does not move says so |
 //! | `invariants` | what must always hold |
 //! | `oracle` | Hydra's order written down plainly, to test against |
@@ -51,6 +52,7 @@ mod machines;
 pub mod oracle;
 mod runs;
 mod shares;
+pub mod signature;
 pub mod simulation;
 mod standstill;
 

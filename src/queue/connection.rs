@@ -2,6 +2,8 @@
 //!
 //! Knows which program is started for which machine and puts that program's name and words into errors.
 
+use std::io::Read;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,6 +20,8 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Bytes of temporary roots after which a connection is not used again: the machine's garbage collector
 /// can free nothing of them while it lives.
 const TEMP_ROOT_BYTES_MAX: u64 = 8 << 20;
+/// Of what a machine answers to a short command.
+const ANSWER_BYTES_MAX: u64 = 64 << 10;
 
 /// Why something with a machine did not work.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -92,17 +96,35 @@ fn program<'a>(line: &MachineLine, programs: &'a Programs) -> &'a str {
 
 /// The command that leads to a machine's `nix-store --serve --write`. `known_hosts` is a file with the
 /// host key of the machines file, if that has one.
-pub fn command(
-    line: &MachineLine,
-    programs: &Programs,
-    known_hosts: Option<&std::path::Path>,
-) -> Command {
-    let mut command = Command::new(program(line, programs));
+pub fn command(line: &MachineLine, programs: &Programs, known_hosts: Option<&Path>) -> Command {
     if line.is_localhost {
+        let mut command = Command::new(&programs.nix_store);
         // Not to be handed on to other machines by Nix itself.
         command.args(["--builders", "", "--serve", "--write"]);
         return command;
     }
+    let mut command = way(line, programs, known_hosts);
+    command
+        .arg(nix_store(line, programs))
+        .args(["--serve", "--write"]);
+    if let Some(store) = &line.remote_store {
+        command.arg("--store").arg(shell_quoted(store));
+    }
+    command
+}
+
+/// Which `nix-store` serves the machine.
+fn nix_store<'a>(line: &'a MachineLine, programs: &'a Programs) -> &'a str {
+    match &line.remote_program {
+        Some(program) if !line.is_localhost => program,
+        _ if line.is_localhost => &programs.nix_store,
+        _ => "nix-store",
+    }
+}
+
+/// ssh to a machine, up to the words that are run there.
+fn way(line: &MachineLine, programs: &Programs, known_hosts: Option<&Path>) -> Command {
+    let mut command = Command::new(&programs.ssh);
     command.arg(line.ssh_target());
     // The user's own options come first: for ssh the first value of an option wins.
     if let Ok(options) = std::env::var("NIX_SSHOPTS") {
@@ -130,14 +152,103 @@ pub fn command(
     if line.compress {
         command.arg("-C");
     }
+    command.arg("--");
     command
-        .arg("--")
-        .arg(line.remote_program.as_deref().unwrap_or("nix-store"))
-        .args(["--serve", "--write"]);
-    if let Some(store) = &line.remote_store {
-        command.arg("--store").arg(shell_quoted(store));
+}
+
+/// What is asked of a machine beside its store.
+#[derive(Clone, Copy, Debug)]
+pub enum Asked<'a> {
+    /// `nix-store --version`.
+    NixVersion,
+    /// How much room a folder has: POSIX `df`.
+    FreeSpace(&'a str),
+    /// `nix-store --delete`, of paths that are nobody's any more.
+    Delete(&'a [String]),
+}
+
+/// Runs a short command on the machine, the way its store is reached, and returns what it prints.
+///
+/// # Errors
+/// [`Trouble::Machine`] with the program's name or words, if it cannot be started, takes longer than `patience`, or
+/// ends with another exit code than 0.
+pub fn ask(
+    line: &MachineLine,
+    programs: &Programs,
+    known_hosts: Option<&Path>,
+    patience: Duration,
+    kill: Arc<KillSwitch>,
+    asked: Asked<'_>,
+) -> Result<String, Trouble> {
+    let words: Vec<String> = match asked {
+        Asked::NixVersion => vec![nix_store(line, programs).into(), "--version".into()],
+        Asked::FreeSpace(folder) => ["df", "-P", "-k", "--", folder].map(String::from).into(),
+        Asked::Delete(paths) => {
+            let mut words = vec![nix_store(line, programs).into(), "--delete".into()];
+            if let Some(store) = line.remote_store.as_ref().filter(|_| !line.is_localhost) {
+                words.extend(["--store".into(), store.clone()]);
+            }
+            words.extend(paths.iter().cloned());
+            words
+        }
+    };
+    let mut command = if line.is_localhost {
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
+        command
+    } else {
+        let mut command = way(line, programs, known_hosts);
+        // The program may bring arguments, as in the connection itself.
+        command.arg(&words[0]);
+        command.args(words[1..].iter().map(|word| shell_quoted(word)));
+        command
+    };
+    let started = match line.is_localhost {
+        true => words[0].as_str(),
+        false => &programs.ssh,
+    };
+    let fails =
+        |why: String| Trouble::Machine(format!("'{}', asked for `{}`: {why}", line.name, words[0]));
+    let (mut child, ends) = child::spawn(&mut command)
+        .map_err(|error| fails(format!("cannot start {started}: {}", plain_error(&error))))?;
+    let (reader, mut writer, pipes) = pipes::open(ends.stdin, ends.stdout, Some(ends.stderr), kill)
+        .map_err(|error| Trouble::Ours(format!("cannot set up pipes: {error}")))?;
+    writer.close();
+    pipes.enter("asking it", patience);
+    let mut said = Vec::new();
+    let read = reader.take(ANSWER_BYTES_MAX).read_to_end(&mut said);
+    if let Err(error) = &read {
+        return Err(match interruption(error) {
+            Some(Interruption::Killed) => Trouble::Killed,
+            _ => fails(error.to_string()),
+        });
     }
-    command
+    pipes.drain_to_end(LAST_WORDS);
+    let words = pipes.stderr_tail();
+    match child.end(LAST_WORDS) {
+        Some(status) if status.success() => {
+            Ok(crate::base::text::plain(&String::from_utf8_lossy(&said)))
+        }
+        status => Err(fails(match (words.is_empty(), status) {
+            (false, _) => last_lines(&words, 5),
+            (true, Some(status)) => describe_status(status),
+            (true, None) => "it does not end".into(),
+        })),
+    }
+}
+
+/// Bytes free for us in what `df -P -k` printed.
+pub fn free_bytes(said: &str) -> Option<u64> {
+    // The last line's fourth column; the file system's name in the first may contain blanks, the percentage in the fifth
+    // tells the columns.
+    let line = said.lines().rev().find(|line| !line.trim().is_empty())?;
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let percent = words.iter().rposition(|word| {
+        word.strip_suffix('%')
+            .is_some_and(|number| number.parse::<u32>().is_ok())
+    })?;
+    let kib: u64 = words.get(percent.checked_sub(1)?)?.parse().ok()?;
+    kib.checked_mul(1024)
 }
 
 /// ssh joins its arguments and gives them to the remote shell.
@@ -153,7 +264,7 @@ impl Connection {
     pub fn open(
         line: &MachineLine,
         programs: &Programs,
-        known_hosts: Option<&std::path::Path>,
+        known_hosts: Option<&Path>,
         deadlines: &Deadlines,
         kill: Arc<KillSwitch>,
     ) -> Result<Connection, Trouble> {
@@ -278,4 +389,33 @@ pub fn interrupted(error: &WireError) -> Option<Interruption> {
 fn last_lines(text: &str, count: usize) -> String {
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(count)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn free_space_of_what_df_prints() {
+        let linux = "Filesystem     1024-blocks     Used Available Capacity Mounted on\n/dev/sda1        102400000 50000000  52400000      49% /\n";
+        assert_eq!(free_bytes(linux), Some(52_400_000 * 1024));
+        let mac = "Filesystem   1024-blocks      Used Available Capacity  Mounted on\n/dev/disk3s7   965595304  12345678 900000000     2%    /nix\n";
+        assert_eq!(free_bytes(mac), Some(900_000_000 * 1024));
+        let blanks = "Filesystem 1024-blocks Used Available Capacity Mounted on\nmap of me 10 5 5 50% /mnt/a b 7% c\n";
+        assert_eq!(
+            free_bytes(blanks),
+            None,
+            "two percentages, and no number before the last"
+        );
+        for odd in [
+            "",
+            "\n",
+            "bash: df: command not found",
+            "1%",
+            "x 1% y",
+            "a 99999999999999999999 1% /",
+        ] {
+            assert_eq!(free_bytes(odd), None, "{odd:?}");
+        }
+    }
 }

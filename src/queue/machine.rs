@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{bounded, Receiver, Sender};
 
-use super::connection::{Connection, Deadlines, Programs, Trouble};
+use super::connection::{self, Asked, Connection, Deadlines, Programs, Trouble};
 use super::sender::SendThread;
 use super::slot::SlotThreads;
 use crate::base::lock::{lock, read, write};
@@ -235,6 +235,29 @@ impl Machine {
                 ..self.ways.deadlines
             },
             kill.clone(),
+        )
+    }
+
+    /// Runs a short command on the machine, the way its store is reached.
+    ///
+    /// # Errors
+    /// As [`connection::ask`].
+    pub fn ask(
+        &self,
+        kill: &Arc<KillSwitch>,
+        patience: Duration,
+        asked: Asked<'_>,
+    ) -> Result<String, Trouble> {
+        let _token = self.handshakes.take(kill, None).ok_or(Trouble::Killed)?;
+        let line = self.line();
+        let known_hosts = self.known_hosts(&line)?;
+        connection::ask(
+            &line,
+            &self.ways.programs,
+            known_hosts.as_deref(),
+            patience,
+            kill.clone(),
+            asked,
         )
     }
 

@@ -23,6 +23,7 @@ pub mod sender;
 pub mod shadow;
 pub mod slot;
 pub mod status;
+pub mod trial;
 pub mod trust;
 pub mod types_hook;
 pub mod watch_machines;
@@ -623,7 +624,8 @@ fn parts(settings: &Settings) -> Result<(LogStore, GcRoots), Error> {
     Ok((logs, roots))
 }
 
-fn deadlines(settings: &Settings) -> connection::Deadlines {
+/// The deadlines of conversations with machines.
+pub fn deadlines(settings: &Settings) -> connection::Deadlines {
     let set = &settings.deadlines;
     connection::Deadlines {
         connect: set.connect + set.handshake,

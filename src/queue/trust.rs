@@ -48,6 +48,11 @@ pub fn probe(store_dir: &str, programs: &Programs) -> Trust {
         Err(Trouble::Machine(message) | Trouble::Ours(message)) => return Trust::Unknown(message),
         Err(Trouble::Killed) => return Trust::Unknown("interrupted".into()),
     };
+    probe_over(&mut connection, store_dir, short)
+}
+
+/// Tries the same over a connection to any machine, which is of no more use after a refusal.
+pub fn probe_over(connection: &mut Connection, store_dir: &str, patience: Duration) -> Trust {
     let path = format!("{store_dir}/00000000000000000000000000000000-{PLATFORM}");
     let output = Output {
         path: Some(path.clone()),
@@ -63,7 +68,9 @@ pub fn probe(store_dir: &str, programs: &Programs) -> Trust {
         args: Vec::new(),
         env: BTreeMap::from([(b"out".to_vec(), path.clone().into_bytes())]),
     };
-    connection.pipes.enter("trying whether it may build", short);
+    connection
+        .pipes
+        .enter("trying whether it may build", patience);
     let request = connection.client.build_derivation_start::<&str>(
         &format!("{path}.drv"),
         &derivation,
