@@ -51,6 +51,10 @@ fn word<'a>(words: &[&'a str], key: &str, default: &'a str) -> &'a str {
         .unwrap_or(default)
 }
 
+fn given<'a>(words: &[&'a str], key: &str) -> Option<&'a str> {
+    Some(word(words, key, "")).filter(|value| !value.is_empty())
+}
+
 fn number<T: std::str::FromStr>(words: &[&str], key: &str, default: &str) -> T {
     let text = word(words, key, default);
     text.parse()
@@ -264,6 +268,33 @@ impl Table {
                 hold: Hold::Database,
                 why: (rest[0] != "over").then(|| rest.join(" ").into()),
             },
+            "disk" => Event::Hold {
+                hold: Hold::Disk,
+                why: (rest[0] != "over").then(|| rest.join(" ").into()),
+            },
+            "short" => Event::Shortage {
+                machine: self.machine(rest[0]),
+                why: (rest[1] != "over").then(|| rest[1..].join(" ").into()),
+            },
+            // machine:state:who, with until= (seconds from now) and reason= for all.
+            "orders" => Event::Orders {
+                orders: rest
+                    .iter()
+                    .filter(|word| word.contains(':'))
+                    .map(|word| {
+                        let parts: Vec<&str> = word.split(':').collect();
+                        let in_secs = given(rest, "until").map(|secs| secs.parse::<i64>());
+                        MachineOrder {
+                            machine: parts[0].into(),
+                            state: OrderState::from_word(parts[1]).expect("a state"),
+                            until: in_secs.map(|secs| self.now.secs() + secs.expect("seconds")),
+                            reason: given(rest, "reason").map(Into::into),
+                            who: parts[2].into(),
+                            since: self.now.secs(),
+                        }
+                    })
+                    .collect(),
+            },
             "tries" => {
                 let tries_max = rest[0].parse().expect("tries");
                 Event::Settings(PlanSettings {
@@ -273,6 +304,11 @@ impl Table {
             }
             other => panic!("no event {other}"),
         }
+    }
+
+    fn machine(&self, name: &str) -> MachineId {
+        let at = self.machines.iter().position(|machine| machine == name);
+        MachineId(at.expect("a machine") as u32)
     }
 
     fn facts(&mut self, drv: &str, facts: StepFacts) -> Event {
@@ -1300,7 +1336,7 @@ wait 1s
 machine-fault one
     #12 finish run 6: aborted “it broke”, keep log
     say warn: will disable machine ‘a’ for 1822s: it broke
-    say warn: nothing has begun to build for 300s, although steps are ready (1) and slots are free (1): x86_64-linux (1): every machine for it is set aside, ‘a’ for 1822s more: it broke
+    say warn: nothing has begun to build for 300s, although steps are ready (1) and slots are free (1): x86_64-linux (1): no machine for it takes steps: ‘a’ is set aside for 30 min 22 s more after 6 failures: it broke
 wait 60s
     #13 start one on a: run 7 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
 phase one building
@@ -1454,6 +1490,7 @@ explain machine a
     has all slots in use; 1 of 1 slots in use, 2 ready steps it could do
     system types x86_64-linux, features kvm, mandatory none, speed 1
     0 steps done, on average - building and - copying
+    no other machine takes queued steps of x86_64-linux
     ‘/nix/store/busy.drv’ for build 9, started 0 s ago, is preparing on ‘a’ since 0 s
 phase busy building
     #2 phase of run 1: building
@@ -1469,12 +1506,109 @@ explain machine a
     takes steps; 0 of 1 slots in use, 2 ready steps it could do
     system types x86_64-linux, features kvm, mandatory none, speed 1
     1 steps done, on average 10.0 s building and 0.0 s copying
+    no other machine takes queued steps of x86_64-linux
     idle since 30 s
     nothing is started since 30 s: PostgreSQL is away: connection refused
 hold over
     #5 start other on a: run 2 for 12, announced [12], silent 3600 timeout 36000, wanted by 1
 explain nothing
     unknown
+"#,
+    );
+}
+
+#[test]
+fn orders_about_machines() {
+    check(
+        r#"
+machines a:x86_64-linux:1 b:x86_64-linux:1
+orders a:drained:alice reason=new-disk
+    say info: ‘a’ was drained by alice: new-disk
+builds 10:one
+    inspect one
+    page taken
+needs one x86_64-linux
+    #1 start one on b: run 1 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+explain machine a
+    was drained by alice 0 s ago, until it is enabled: new-disk; 0 of 1 slots in use, 0 ready steps it could do
+    system types x86_64-linux, features none, mandatory none, speed 1
+    0 steps done, on average - building and - copying
+    idle since 0 s
+orders a:drained:alice b:disabled:bob until=3600
+    kill run 1
+    say info: ‘a’ was drained by alice, for 1 h 0 min
+    say info: ‘b’ was disabled by bob, for 1 h 0 min
+    say warn: ‘b’ was the last machine that takes steps of x86_64-linux: they wait until it is enabled again
+cancelled one
+    #2 finish run 1: aborted “stopped: bob disabled ‘b’; it goes to another machine”, keep log
+why 10
+    is ready since 0 s and waits for a machine of type x86_64-linux: no machine for it takes anything: ‘a’ was drained by alice 0 s ago, for 1 h 0 min more; ‘b’ was disabled by bob 0 s ago, for 1 h 0 min more
+wait 3600s
+    say info: ‘a’ takes steps again: the order of alice to drain it is over
+    say info: ‘b’ takes steps again: the order of bob to disable it is over
+    #3 start one on a: run 2 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+phase one building
+    #4 phase of run 2: building
+orders a:disabled:alice b:drained:bob
+    kill run 2
+    say info: ‘a’ was disabled by alice
+    say warn: ‘a’ was the last machine that takes steps of x86_64-linux: they wait until it is enabled again
+    say info: ‘b’ was drained by bob
+    say warn: ‘b’ was the last machine that takes steps of x86_64-linux: they wait until it is enabled again
+explain machine a
+    was disabled by alice 0 s ago, until it is enabled (1 step still runs); 1 of 1 slots in use, 0 ready steps it could do
+    system types x86_64-linux, features none, mandatory none, speed 1
+    0 steps done, on average - building and - copying
+    no other machine takes queued steps of x86_64-linux
+    ‘/nix/store/one.drv’ for build 10, started 0 s ago, is building on ‘a’ since 0 s, being killed
+cancelled one
+    #5 finish run 2: aborted “stopped: alice disabled ‘a’; it goes to another machine”, keep log
+orders a:enabled:carol b:drained:bob
+    say info: ‘a’ was enabled by carol
+    #6 start one on a: run 3 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+orders a:enabled:carol
+    say info: ‘b’ takes steps again: there is no order of bob to drain it any more
+"#,
+    );
+}
+
+#[test]
+fn too_little_room_pauses_what_it_concerns_and_fails_nothing() {
+    check(
+        r#"
+machines a:x86_64-linux:1 b:x86_64-linux:1
+short a only 1 MiB are free there
+    say warn: nothing is started on ‘a’: only 1 MiB are free there
+short a only 2 MiB are free there
+builds 10:one 11:two
+    inspect one
+    inspect two
+    page taken
+needs one x86_64-linux
+    #1 start one on b: run 1 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+needs two x86_64-linux
+why 11
+    is ready since 0 s and waits for a machine of type x86_64-linux: all machines for it are busy (‘a’ gets nothing for 0 s: only 2 MiB are free there, ‘b’ 1/1), nothing else waits for them
+explain machine a
+    gets nothing for 0 s: only 2 MiB are free there; 0 of 1 slots in use, 1 ready steps it could do
+    system types x86_64-linux, features none, mandatory none, speed 1
+    0 steps done, on average - building and - copying
+    idle since 0 s
+short a over
+    say info: ‘a’ has enough free space again: it takes steps
+    #2 start two on a: run 2 for 11, announced [11], silent 3600 timeout 36000, wanted by 1
+disk only 5 MiB are free in /logs
+built one
+    #3 finish run 1: succeeded
+    #4 succeed 10 in 10s
+builds 12:three
+    inspect three
+    page taken
+needs three x86_64-linux
+why 12
+    is ready since 0 s and waits for a machine of type x86_64-linux: nothing is started: only 5 MiB are free in /logs
+disk over
+    #5 start three on b: run 3 for 12, announced [12], silent 3600 timeout 36000, wanted by 1
 "#,
     );
 }

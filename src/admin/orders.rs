@@ -112,9 +112,14 @@ fn order(args: &OrderArgs, state: OrderState) -> Result<ExitCode> {
         );
     }
     let subject = Subject::Machine(args.machine.as_str().into());
+    let mut alone_for = Vec::new();
     if !args.force {
         match ask(&target, &mut client, &question(&subject)) {
-            (Some(answer), _) if answer["known"] == true => {}
+            (Some(answer), _) if answer["known"] == true => {
+                let types = answer["now"]["alone_for"].as_array();
+                let types = types.into_iter().flatten().filter_map(|kind| kind.as_str());
+                alone_for = types.map(str::to_owned).collect();
+            }
             (Some(_), _) => bail!(
                 "the queue runner knows no machine '{}' (the name is the first column of the machines file); --force \
                  orders it nevertheless",
@@ -140,6 +145,13 @@ fn order(args: &OrderArgs, state: OrderState) -> Result<ExitCode> {
         format!(", for {}", duration(until - now))
     });
     println!("'{}' is {}{end}", args.machine, state.word());
+    if !alone_for.is_empty() && state != OrderState::Enabled {
+        println!(
+            "warning: no other machine takes queued steps of {}: they wait until `hydrad enable {}`",
+            alone_for.join(", "),
+            args.machine
+        );
+    }
     Ok(ExitCode::SUCCESS)
 }
 

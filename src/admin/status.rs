@@ -119,6 +119,21 @@ fn print_report(answered: bool, unfinished: i64, report: Option<&Value>) {
             builds.join(", ")
         );
     }
+    let list = |key: &str| {
+        let items = report.and_then(|report| report[key].as_array());
+        items.into_iter().flatten()
+    };
+    for hold in list("holds") {
+        let why = hold["why"].as_str().unwrap_or_default();
+        let since = table::duration(hold["secs"].as_i64().unwrap_or(0));
+        println!("nothing is started since {since}: {why}");
+    }
+    if let Some(stall) = report.and_then(|report| report["stall"].as_str()) {
+        println!("{stall}");
+    }
+    for stuck in list("stuckThreads") {
+        println!("{}", stuck.as_str().unwrap_or_default());
+    }
     let Some(machines) = report.and_then(|report| report["machines"].as_object()) else {
         return;
     };
@@ -139,6 +154,9 @@ fn print_report(answered: bool, unfinished: i64, report: Option<&Value>) {
                 "set aside for {} after {failures} failures: {why}",
                 table::duration(until - unix_now())
             )
+        } else if let Some(told) = machine["told"].as_str() {
+            // Hydra's own queue runner says no more than what is above.
+            told.to_owned()
         } else {
             "ready".to_owned()
         };

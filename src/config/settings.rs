@@ -172,6 +172,14 @@ pub const DEFINITIONS: &[Definition] = &[
         "How many steps of a project or jobset may run at the same time: words project:N (all its jobsets \
          together) or project:jobset:N, separated by blanks. Not set: no limit. A step that several \
          jobsets want may run as long as one of them has room."),
+    used("min_free_space", Kind::Bytes, "1073741824",
+        "When less than this is free where the store, the logs and hydrad's own files are, nothing is \
+         started until there is more; running steps go on. 0: it is not looked."),
+    used("machine_min_free_space", Kind::Bytes, "1073741824",
+        "When less than this is free where a machine's store is, nothing is started on that machine \
+         until there is more. Machines in use are asked with `df` over ssh. 0: none is asked."),
+    used("free_space_interval", Kind::Seconds, "60",
+        "How often free space is looked at, here and on machines in use. At least one second."),
     used("machine_types_hook", Kind::Text, "",
         "A command (for /bin/sh) that gets the report's machineTypes as JSON on standard input when \
          the number of runnable or running steps of a system type has changed; at most every 10 s, \
@@ -478,6 +486,11 @@ pub struct Settings {
     pub max_log_size_bytes: u64,
     pub max_unsupported_time: Duration,
     pub max_running_steps: Vec<StepCap>,
+    /// 0: free space is not looked at.
+    pub min_free_space_bytes: u64,
+    /// 0: machines are not asked.
+    pub machine_min_free_space_bytes: u64,
+    pub free_space_interval: Duration,
     pub machine_types_hook: Option<String>,
     /// 0 in the file is replaced by what the host has.
     pub max_local_worker_threads: u32,
@@ -653,6 +666,9 @@ pub fn survey(
         max_log_size_bytes: values.bytes("max_log_size"),
         max_unsupported_time: values.seconds("max_unsupported_time"),
         max_running_steps: values.step_caps("max_running_steps"),
+        min_free_space_bytes: values.bytes("min_free_space"),
+        machine_min_free_space_bytes: values.bytes("machine_min_free_space"),
+        free_space_interval: values.seconds("free_space_interval"),
         machine_types_hook: values
             .optional("machine_types_hook")
             .map(|(command, _)| command),

@@ -408,7 +408,7 @@ impl Plan {
         }
     }
 
-    fn machine_name(&self, machine: u32) -> &str {
+    pub(super) fn machine_name(&self, machine: u32) -> &str {
         self.machines
             .get(machine)
             .map_or("?", |machine| &machine.spec.name)

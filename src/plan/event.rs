@@ -100,6 +100,11 @@ pub enum Event {
         hold: Hold,
         why: Option<Box<str>>,
     },
+    /// A machine has too little room: nothing is started there; `None`: it has enough again.
+    Shortage {
+        machine: MachineId,
+        why: Option<Box<str>>,
+    },
     /// Start nothing new from now on.
     Stop,
     /// Only time has passed.
@@ -155,13 +160,18 @@ impl OrderState {
 pub enum Hold {
     /// PostgreSQL is away, or our lock in it is lost.
     Database,
+    /// A disk of this host is nearly full.
+    Disk,
 }
 
 impl Hold {
+    pub const ALL: [Hold; 2] = [Hold::Database, Hold::Disk];
+
     /// A word for programs and metrics.
     pub fn word(self) -> &'static str {
         match self {
             Hold::Database => "database-away",
+            Hold::Disk => "disk-low",
         }
     }
 }

@@ -473,15 +473,32 @@ impl Plan {
                     .classes
                     .has(class)
         };
-        let able = self.machines.machines.iter().flatten().filter(able);
-        match able.min_by_key(|machine| machine.until) {
+        let able: Vec<&Machine> = self
+            .machines
+            .machines
+            .iter()
+            .flatten()
+            .filter(able)
+            .collect();
+        // The one that is likely to take something first.
+        let first = able.iter().min_by_key(|machine| {
+            (
+                machine.order.is_some(),
+                machine.short.is_some(),
+                machine.until,
+            )
+        });
+        match first {
             Some(machine) => format!(
-                "every machine for it is set aside, ‘{}’ for {}s more: {}",
+                "no machine for it takes steps: ‘{}’ {}{}",
                 machine.spec.name,
-                machine.until.since(now) / 1000,
-                machine.last_error.as_deref().unwrap_or("no message")
+                machine.standing(now).tell(),
+                match able.len() {
+                    1 => String::new(),
+                    n => format!(", and {} more", n - 1),
+                }
             ),
-            None => "every machine for it is disabled".into(),
+            None => "no machine for it takes steps".into(),
         }
     }
 
@@ -714,6 +731,7 @@ impl Plan {
             ready: ready
                 .map(|class| self.index.classes[class as usize].runnable)
                 .sum(),
+            alone_for: self.alone_for(id),
             steps_done: done,
             average_build_secs: average(built_ms),
             average_copy_secs: average(copied_ms),

@@ -214,6 +214,11 @@ pub enum Standing {
         running: u32,
     },
     NoSlots,
+    /// It has too little room.
+    LowDisk {
+        secs: u64,
+        why: Box<str>,
+    },
     /// Not in the machines file any more.
     Removed,
 }
@@ -256,6 +261,8 @@ pub struct MachineExplanation {
     pub runs: Vec<RunNow>,
     /// Steps that are ready and that it could do.
     pub ready: u32,
+    /// System types of queued steps that no other machine is given now.
+    pub alone_for: Vec<Box<str>>,
     pub steps_done: u64,
     pub average_build_secs: Option<f64>,
     pub average_copy_secs: Option<f64>,
@@ -695,6 +702,7 @@ impl Standing {
             } => "drained",
             Standing::Ordered { disabled: true, .. } => "disabled",
             Standing::NoSlots => "no slots",
+            Standing::LowDisk { .. } => "low disk",
             Standing::Removed => "removed",
         }
     }
@@ -758,6 +766,9 @@ impl Standing {
                 )
             }
             Standing::NoSlots => "has no slots in the machines file".into(),
+            Standing::LowDisk { secs: age, why } => {
+                format!("gets nothing for {}: {}", secs(*age), one_line(why))
+            }
             Standing::Removed => "is not in the machines file any more".into(),
         }
     }
@@ -885,6 +896,10 @@ impl MachineExplanation {
             average(self.average_build_secs),
             average(self.average_copy_secs)
         ));
+        if !self.alone_for.is_empty() {
+            let types = list(&self.alone_for);
+            lines.push(format!("no other machine takes queued steps of {types}"));
+        }
         if let Some(idle) = self.idle_secs {
             lines.push(format!("idle since {}", secs(idle)));
         }
@@ -912,6 +927,7 @@ impl MachineExplanation {
         value["speed_factor"] = json!(self.speed_factor);
         value["runs"] = self.runs.iter().map(RunNow::json).collect();
         value["ready"] = self.ready.into();
+        value["alone_for"] = json!(self.alone_for);
         value["steps_done"] = self.steps_done.into();
         value["average_build_secs"] = json!(self.average_build_secs);
         value["average_copy_secs"] = json!(self.average_copy_secs);

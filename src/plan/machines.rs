@@ -109,6 +109,8 @@ pub struct Machine {
     pub last_error: Option<Box<str>>,
     /// An operator's order that keeps it from taking steps.
     pub order: Option<MachineOrder>,
+    /// It has too little room: since when, and how little.
+    pub short: Option<(Millis, Box<str>)>,
     /// The last few, the newest at the end; not forgotten when it works again.
     pub errors: VecDeque<(Millis, Box<str>)>,
     pub probe: Option<RunId>,
@@ -138,6 +140,11 @@ impl Machine {
             }
         } else if self.spec.slots == 0 {
             Standing::NoSlots
+        } else if let Some((since, why)) = &self.short {
+            Standing::LowDisk {
+                secs: now.since(*since) / 1000,
+                why: why.clone(),
+            }
         } else if self.failures > 0 && now < self.until {
             Standing::SetAside {
                 for_secs: self.until.since(now) / 1000,
@@ -180,6 +187,8 @@ pub struct Machines {
     pub known: bool,
     /// Operators' orders, also about machines that are not configured.
     orders: Vec<MachineOrder>,
+    /// Machines whose order has changed, with the one before; whoever tells of them takes them out.
+    pub orders_changed: Vec<(u32, Option<MachineOrder>)>,
 }
 
 fn speed(factor: f32) -> f32 {
@@ -289,6 +298,7 @@ impl Machines {
                         until: Millis(0),
                         last_error: None,
                         order: None,
+                        short: None,
                         errors: VecDeque::new(),
                         probe: None,
                         idle_since: now,
@@ -404,10 +414,45 @@ impl Machines {
             };
             let order = self.orders.iter().find(holds).cloned();
             if machine.order != order {
-                machine.order = order;
+                let before = std::mem::replace(&mut machine.order, order);
+                self.orders_changed.push((at as u32, before));
                 self.refresh(at as u32, now);
             }
         }
+    }
+
+    /// The order that enables the machine of this name, if one does.
+    pub fn enabled_by(&self, name: &str) -> Option<&MachineOrder> {
+        let mut orders = self.orders.iter();
+        orders.find(|order| order.state == OrderState::Enabled && *order.machine == *name)
+    }
+
+    /// A machine has too little room from now on, or enough again. False if that is no news.
+    pub fn set_short(&mut self, at: u32, why: Option<Box<str>>, now: Millis) -> bool {
+        let Some(machine) = self.machines.get_mut(at as usize).and_then(Option::as_mut) else {
+            return false;
+        };
+        let news = machine.short.is_some() != why.is_some();
+        let since = machine.short.as_ref().map_or(now, |(since, _)| *since);
+        machine.short = why.map(|why| (since, why));
+        self.refresh(at, now);
+        news
+    }
+
+    /// Does this machine support the class and no other one take steps of it?
+    pub fn is_alone_for(&self, at: u32, class: u32) -> bool {
+        let Some(machine) = self.get(at) else {
+            return false;
+        };
+        let supports = |kind: &&Kind| kind.classes.has(class);
+        let usable: u32 = self
+            .kinds
+            .iter()
+            .filter(supports)
+            .map(|kind| kind.usable)
+            .sum();
+        self.kinds[machine.kind as usize].classes.has(class)
+            && usable == u32::from(machine.counted.1)
     }
 
     /// Ends orders whose time is over, and looks at the machine.
@@ -422,8 +467,8 @@ impl Machines {
             return;
         };
         let configured = machine.listed && machine.spec.enabled;
-        // One that is drained still counts as one that supports its systems: steps wait for it.
-        let open = configured && machine.order.is_none();
+        // One that is drained or has too little room still counts as one that supports its systems: steps wait for it.
+        let open = configured && machine.order.is_none() && machine.short.is_none();
         let trusted = machine.failures == 0 || now >= machine.until;
         let counted = (configured, open && machine.spec.slots > 0 && trusted);
         let takes = open

@@ -12,6 +12,7 @@
 //! | `index` | the order of the runnable steps |
 //! | `machines` | kinds, slots, who is set aside |
 //! | `holds` | caps and emergencies: what may not start although a machine would take it |
+//! | `orders` | what operators order about machines, for the log |
 //! | `ingest` | from rows and facts to steps; which builds are gone |
 //! | `attempt` | from a runnable step to a run, and what its end means |
 //! | `follow` | what another queue runner does, when this one only watches |
@@ -50,6 +51,7 @@ mod invariants;
 mod listing;
 mod machines;
 pub mod oracle;
+mod orders;
 mod runs;
 mod shares;
 pub mod signature;
@@ -249,6 +251,7 @@ impl Plan {
             self.take(event);
         }
         self.ring();
+        self.tell_orders();
         self.work();
         self.place();
         self.watch_standstill();
@@ -331,6 +334,11 @@ impl Plan {
                 self.watch_orders();
             }
             Event::Hold { hold, why } => self.hold(hold, why),
+            Event::Shortage { machine, why } => {
+                if self.machines.set_short(machine.0, why.clone(), self.now) {
+                    self.say_shortage(machine.0, why);
+                }
+            }
             Event::Stop => self.stopped = true,
             Event::Tick => {}
         }
@@ -375,6 +383,20 @@ impl Plan {
             }
             None => {
                 self.holds.remove(&hold);
+            }
+        }
+    }
+
+    fn say_shortage(&mut self, machine: u32, why: Option<Box<str>>) {
+        let name = self.machine_name(machine);
+        match why {
+            Some(why) => {
+                let text = format!("nothing is started on ‘{name}’: {why}");
+                self.say(Level::Warn, text);
+            }
+            None => {
+                let text = format!("‘{name}’ has enough free space again: it takes steps");
+                self.say(Level::Info, text);
             }
         }
     }

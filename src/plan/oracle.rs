@@ -113,7 +113,7 @@ impl Plan {
 }
 
 fn in_use(machine: &Machine) -> bool {
-    machine.listed && machine.spec.enabled && machine.order.is_none()
+    machine.listed && machine.spec.enabled && machine.order.is_none() && machine.short.is_none()
 }
 
 fn compare_machines(a: &Machine, b: &Machine) -> Ordering {

@@ -56,8 +56,19 @@ pub struct Machine {
     queries: Tokens,
     /// A connection is being opened ahead of the next step.
     warming: AtomicBool,
+    /// A step has gone there since [`Machine::take_used`].
+    used: AtomicBool,
+    facts: Mutex<Facts>,
     pub slots: SlotThreads,
     pub sender: SendThread,
+}
+
+/// What a machine has said of itself; see `room`.
+#[derive(Clone, Default, Debug)]
+pub struct Facts {
+    pub nix_version: Option<String>,
+    /// Where its store is.
+    pub free_bytes: Option<u64>,
 }
 
 /// A fixed number of permits.
@@ -111,6 +122,8 @@ impl Machine {
             handshakes: Tokens::new(HANDSHAKES_MAX),
             queries: Tokens::new(QUERIES_MAX),
             warming: AtomicBool::new(false),
+            used: AtomicBool::new(false),
+            facts: Mutex::default(),
             slots: SlotThreads::default(),
             sender: SendThread::default(),
         }
@@ -147,10 +160,24 @@ impl Machine {
     /// # Errors
     /// As [`Connection::open`].
     pub fn build_connection(&self, kill: &Arc<KillSwitch>) -> Result<Connection, Trouble> {
+        self.used.store(true, Ordering::Relaxed);
         match self.take_idle(&self.idle, kill) {
             Some(connection) => Ok(connection),
             None => self.open(kill),
         }
+    }
+
+    /// Whether a step has gone there since this was asked last.
+    pub fn take_used(&self) -> bool {
+        self.used.swap(false, Ordering::Relaxed)
+    }
+
+    pub fn facts(&self) -> Facts {
+        lock(&self.facts).clone()
+    }
+
+    pub fn learn(&self, learn: impl FnOnce(&mut Facts)) {
+        learn(&mut lock(&self.facts));
     }
 
     /// Whether a kept connection waits (it may still turn out to be stale).

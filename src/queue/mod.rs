@@ -17,6 +17,7 @@ pub mod monitor;
 pub mod observe;
 pub mod pages;
 pub mod resolution;
+pub mod room;
 pub mod runs;
 pub mod salvage;
 pub mod sender;
@@ -56,6 +57,7 @@ use crate::store::presence::Lifetimes;
 use crate::store::roots::GcRoots;
 use crate::sys::clock::PlanClock;
 use crate::sys::heartbeat::Patience;
+use crate::sys::kill::KillSwitch;
 use crate::sys::lockfile::LockFile;
 use crate::sys::shared::Shared;
 use crate::sys::signals::Signal;
@@ -125,6 +127,9 @@ pub enum Error {
 pub struct Limits {
     pub max_log_size: u64,
     pub max_output_size: u64,
+    /// Bytes that have to be free here, and on a machine, for steps to be started; 0: as many as there are.
+    pub min_free_space: u64,
+    pub machine_min_free_space: u64,
 }
 
 /// What the threads of the service share. No lock in it is held across a channel operation.
@@ -166,6 +171,8 @@ pub struct Context {
     /// Builds whose end nobody has been told yet, and since when the oldest waits.
     pending: Shared<(u64, Option<UnixSecs>)>,
     pub meters: Meters,
+    /// After so long a thread that stands still is named; `None`: none is.
+    watchdog_patience: Option<Duration>,
     writer_counters: Arc<WriterCounters>,
     started: Instant,
 }
@@ -249,6 +256,17 @@ impl Context {
             let json = status::system_status(self, &snapshot, self.started.elapsed());
             let _ = self.writer.send(writer::Message::Status(json));
         }
+    }
+
+    /// Threads that stand still beyond what their phase allows, each with a few words.
+    pub fn stuck_threads(&self) -> Vec<String> {
+        let beats = heartbeat::all();
+        let now = Instant::now();
+        self.watchdog_patience.map_or_else(Vec::new, |patience| {
+            watchdog::stuck(now, patience, &beats)
+                .map(watchdog::stands_still)
+                .collect()
+        })
     }
 
     /// What systemd shows of the service.
@@ -353,6 +371,8 @@ struct Service {
     context: Arc<Context>,
     machines: Sender<watch_machines::Message>,
     monitor: Sender<monitor::Message>,
+    /// Has free space looked at now; and ends what asks machines.
+    room: (Sender<()>, Arc<KillSwitch>),
     /// Closed at the end.
     watchdog: Sender<()>,
     fetchers: Sender<()>,
@@ -471,6 +491,7 @@ fn context(
         snapshots: Shared::default(),
         pending: Shared::default(),
         meters: Meters::default(),
+        watchdog_patience: settings.watchdog_patience,
         writer_counters: Arc::default(),
         started: Instant::now(),
     });
@@ -653,6 +674,8 @@ fn limits(settings: &Settings) -> Limits {
     Limits {
         max_log_size: settings.max_log_size_bytes,
         max_output_size: settings.max_output_size_bytes,
+        min_free_space: settings.min_free_space_bytes,
+        machine_min_free_space: settings.machine_min_free_space_bytes,
     }
 }
 
@@ -808,6 +831,25 @@ fn start_threads(
             monitor::listen(&for_listener, sessions, &to_monitor)
         })?,
     ));
+    // Before the machines are known: nothing is started where there is too little room.
+    let places = room::places(&config.settings, &context);
+    let mut looked = room::Room::default();
+    looked.look_here(&context, &places);
+    let room_kill = KillSwitch::new().map_err(|error| Error::System {
+        what: "a kill switch",
+        error,
+    })?;
+    let room_kill = Arc::new(room_kill);
+    // One message says all there is to say.
+    let (room_sender, room_inbox) = bounded(1);
+    let (for_room, interval) = (context.clone(), config.settings.free_space_interval);
+    let kill = room_kill.clone();
+    threads.push((
+        "room",
+        spawn("room", move || {
+            room::watch(&for_room, looked, &places, interval, &kill, &room_inbox)
+        })?,
+    ));
     let files = machines_files(context.local_host.clone());
     let for_machines = context.clone();
     threads.push((
@@ -851,6 +893,7 @@ fn start_threads(
         context,
         machines: machines_sender,
         monitor: monitor_sender,
+        room: (room_sender, room_kill),
         watchdog: watchdog_ended,
         fetchers: fetchers_ended,
         uploaders: uploaders_ended,
@@ -944,13 +987,15 @@ impl Service {
                 self.context
                     .tell_plan(Event::Settings(plan_settings(&settings)));
                 log::info!(
-                    "settings read again: size limits, tries and max_unsupported_time are in effect, the others need a restart"
+                    "settings read again: size limits, tries, free space and max_unsupported_time are in effect, the others need a restart"
                 );
             }
             Err(error) => log::error!("settings not read again, the old ones stay: {error}"),
         }
         let _ = self.machines.send(watch_machines::Message::Reload);
         let _ = self.monitor.send(monitor::Message::Again);
+        // It is told already if there is a message.
+        let _ = self.room.0.try_send(());
         systemd::notify("READY=1");
     }
 
@@ -1001,6 +1046,8 @@ impl Service {
         let _ = self.plan.join();
         drop(self.machines);
         drop(self.monitor);
+        self.room.1.throw();
+        drop(self.room);
         drop(self.watchdog);
         if let Some(uploads) = &self.context.log_uploads {
             wait_for_logs(uploads, signals);

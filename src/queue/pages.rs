@@ -14,7 +14,7 @@ use crate::plan::explanation::Subject;
 use crate::plan::{Plan, Snapshot, StepList};
 use crate::sys::clock::unix_now;
 use crate::sys::systemd::Sockets;
-use crate::sys::{heartbeat, process, watchdog};
+use crate::sys::{heartbeat, process};
 use crate::web::http::{Request, Response, Status};
 use crate::web::metrics::{self, QueueMetrics, Report};
 use crate::web::server::{Counters, Handler, Place, Server, Site};
@@ -208,7 +208,7 @@ impl Pages {
         let body = serde_json::json!({
             "status": word,
             "database": database,
-            "stuckThreads": self.stuck(),
+            "stuckThreads": self.context.stuck_threads(),
         });
         Response {
             status: if plan_answers {
@@ -229,7 +229,7 @@ impl Pages {
             virtual_bytes: usage.virtual_bytes,
             queue: &self.context.queue_metrics(),
             running,
-            stuck: self.stuck(),
+            stuck: self.context.stuck_threads(),
         };
         status::everything(snapshot, &around)
     }
@@ -249,16 +249,6 @@ impl Pages {
 
     fn look<T: Send + 'static>(&self, look: impl FnOnce(&Plan) -> T + Send + 'static) -> Option<T> {
         self.context.look(PLAN_PATIENCE, |plan, _| look(plan))
-    }
-
-    fn stuck(&self) -> Vec<String> {
-        let beats = heartbeat::all();
-        let now = Instant::now();
-        self.patience.map_or_else(Vec::new, |patience| {
-            watchdog::stuck(now, patience, &beats)
-                .map(watchdog::stands_still)
-                .collect()
-        })
     }
 
     fn report(&self) -> Report {

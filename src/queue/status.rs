@@ -9,6 +9,7 @@ use serde_json::{json, Map, Value};
 
 use super::Context;
 use crate::model::Phase;
+use crate::plan::explanation::holds_json;
 use crate::plan::{MachineStatus, Snapshot, StepTime};
 use crate::store::objects::Counts;
 use crate::sys::clock::unix_now;
@@ -53,8 +54,11 @@ pub fn system_status(context: &Context, snapshot: &Snapshot, uptime: Duration) -
         "maxNrRetries": snapshot.retries_most,
         "nrDbConnections": pool.in_use + pool.idle,
         "nrUnwrittenRecords": snapshot.tickets_unwritten,
+        "holds": holds_json(&snapshot.holds),
+        "stall": snapshot.stall.as_ref().map(|stall| &stall.text),
+        "stuckThreads": context.stuck_threads(),
         "emergencies": snapshot.emergencies.iter().map(|build| build.0).collect::<Vec<_>>(),
-        "machines": machines(&snapshot.machines),
+        "machines": machines(context, &snapshot.machines),
         "machineTypes": machine_types(snapshot),
         "jobsets": jobsets(snapshot),
     });
@@ -144,7 +148,7 @@ fn add_step_times(entry: &mut Value, time: StepTime) {
 
 /// By the first column of the machines file; the local machine also as `ssh://localhost`, where
 /// newer web servers look for it.
-fn machines(machines: &[MachineStatus]) -> Value {
+fn machines(context: &Context, machines: &[MachineStatus]) -> Value {
     let mut map = Map::new();
     for machine in machines {
         let mut entry = json!({
@@ -169,6 +173,9 @@ fn machines(machines: &[MachineStatus]) -> Value {
         if let Some(error) = &machine.last_error {
             entry["lastError"] = json!(error);
         }
+        let facts = context.machines.get(machine.id).map(|m| m.facts());
+        entry["nixVersion"] = json!(facts.as_ref().and_then(|facts| facts.nix_version.as_ref()));
+        entry["freeBytes"] = json!(facts.as_ref().and_then(|facts| facts.free_bytes));
         if &*machine.name == "localhost" {
             map.insert("ssh://localhost".to_owned(), entry.clone());
         }

@@ -13,6 +13,8 @@ use super::prometheus::{Kind, Page};
 use crate::db::pool::PoolMetrics;
 use crate::db::writer::WriterMetrics;
 use crate::model::{Phase, UnixSecs};
+use crate::plan::event::Hold;
+use crate::plan::explanation::Standing;
 use crate::plan::{MachineStatus, PhaseMs, Snapshot};
 use crate::store::objects::Counts;
 use crate::sys::heartbeat::Beat;
@@ -61,21 +63,33 @@ pub struct QueueMetrics {
 
 /// A machine's standing, in a word; the second is whether it takes steps.
 pub fn standing(machine: &MachineStatus) -> (&'static str, bool) {
-    if !machine.enabled {
-        ("disabled", false)
-    } else if machine.set_aside_until.is_some() {
-        ("set_aside", false)
-    } else if machine.slots == 0 {
-        ("no_slots", false)
-    } else if machine.current >= machine.slots {
-        ("full", false)
-    } else {
-        ("ready", true)
+    match &machine.standing {
+        Standing::Ready => ("ready", true),
+        Standing::Full => ("full", false),
+        Standing::OnTrial { busy, .. } => ("on_trial", !busy),
+        Standing::SetAside { .. } => ("set_aside", false),
+        Standing::Ordered {
+            disabled: false, ..
+        } => ("drained", false),
+        Standing::Ordered { disabled: true, .. } => ("disabled", false),
+        Standing::LowDisk { .. } => ("low_disk", false),
+        Standing::NoSlots => ("no_slots", false),
+        Standing::Removed => ("removed", false),
     }
 }
 
 /// Every standing there is.
-const STANDINGS: [&str; 5] = ["ready", "full", "set_aside", "disabled", "no_slots"];
+const STANDINGS: [&str; 9] = [
+    "ready",
+    "full",
+    "on_trial",
+    "set_aside",
+    "drained",
+    "disabled",
+    "low_disk",
+    "no_slots",
+    "removed",
+];
 
 /// The page.
 pub fn page(report: &Report) -> String {
@@ -633,6 +647,18 @@ fn of_queue(page: &mut Page, now: &Snapshot) {
     );
     for (wait, steps) in &now.waits {
         page.sample(&[("reason", wait.word())], *steps as f64);
+    }
+    page.metric(
+        "hydrad_held_seconds",
+        Kind::Gauge,
+        "For how long nothing has been started at all, by reason; 0: that is no reason now.",
+    );
+    for hold in Hold::ALL {
+        let held = now.holds.iter().find(|now| now.hold == hold.word());
+        page.sample(
+            &[("reason", hold.word())],
+            held.map_or(0.0, |held| held.secs.max(1) as f64),
+        );
     }
     let stalled = now
         .stall

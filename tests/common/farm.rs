@@ -42,7 +42,8 @@ impl Farm {
             ("HOME".into(), at("home")),
         ]);
         let conf = format!(
-            "queue_runner_metrics_address = none\nstatus_address = none\ngc_roots_dir = {}\nqueue_poll_interval = 0\n",
+            "queue_runner_metrics_address = none\nstatus_address = none\ngc_roots_dir = {}\nqueue_poll_interval = 0\n\
+             min_free_space = 0\n",
             at("gcroots")
         );
         let farm = Farm {

@@ -9,9 +9,10 @@ use serde_json::Value;
 use super::process::output_of;
 use super::{Db, Hydrad, HydradBuilder, NixStore, Pg, RunAs, StubBuilders, TestDir};
 
-/// What every test's hydra.conf begins with: no ports, no polling that could hide a lost wake-up, and pauses a test
-/// can wait for.
+/// What every test's hydra.conf begins with: no ports, no polling that could hide a lost wake-up, pauses a test can wait
+/// for, and no wish for more room than this host may have.
 const CONF: &str = "\
+min_free_space = 0
 queue_runner_metrics_address = none
 status_address = none
 queue_poll_interval = 0
