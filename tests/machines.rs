@@ -282,7 +282,11 @@ fn a_full_disk_here_pauses_everything_and_one_on_a_machine_that_machine() {
 
     // Here.
     let seen = format!("/proc/{}/root{}/filler", hydrad.pid(), logs.display());
-    std::fs::write(&seen, vec![1; 24 << 20]).expect("fill it");
+    // By the user whom the file system belongs to.
+    let mut filler = site.store.owner().command("dd");
+    filler.args(["if=/dev/zero", "bs=1M", "count=24", &format!("of={seen}")]);
+    let filled = filler.output().expect("start dd");
+    assert!(filled.status.success(), "{filled:?}");
     hydrad.wait_log("nothing is started until there is more room: only ");
     let first = site.queue(&stub_jobs("a", 1, ""))[0].to_string();
     let held = "nothing is started: only ";

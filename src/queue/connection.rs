@@ -200,7 +200,14 @@ pub fn ask(
         let mut command = way(line, programs, known_hosts);
         // The program may bring arguments, as in the connection itself.
         command.arg(&words[0]);
-        command.args(words[1..].iter().map(|word| shell_quoted(word)));
+        let is_plain = |word: &str| {
+            word.chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-_./".contains(c))
+        };
+        command.args(words[1..].iter().map(|word| match is_plain(word) {
+            true => word.clone(),
+            false => shell_quoted(word),
+        }));
         command
     };
     let started = match line.is_localhost {
