@@ -47,6 +47,7 @@ pub enum Command {
     Drain(admin::orders::DrainArgs),
     Disable(admin::orders::DisableArgs),
     Enable(admin::orders::EnableArgs),
+    Cache(admin::cache::CacheArgs),
     Log(admin::log::LogArgs),
     Simulate(admin::simulate::SimulateArgs),
     #[command(version)]

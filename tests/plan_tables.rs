@@ -224,6 +224,15 @@ impl Table {
                 self.facts(rest[0], StepFacts::Needed(spec))
             }
             "valid" => self.facts(rest[0], StepFacts::Valid),
+            "later" => self.facts(rest[0], StepFacts::Later),
+            "substituted" => {
+                let outputs = vec![Substituted {
+                    path: format!("{}-out", path(rest[0])),
+                    start: 0,
+                    stop: 0,
+                }];
+                self.facts(rest[0], StepFacts::Substituted { outputs })
+            }
             "failed-before" => self.facts(rest[0], StepFacts::FailedBefore),
             "collected" => self.facts(rest[0], StepFacts::Collected),
             "unreadable" => self.facts(
@@ -576,6 +585,29 @@ described top
 }
 
 #[test]
+fn what_was_substituted_is_recorded_and_its_dependents_start() {
+    check(
+        r#"
+machines a:x86_64-linux:2
+builds 10:top 12:lib
+    inspect top
+    inspect lib
+    page taken
+later lib
+needs top x86_64-linux lib
+wait 5s
+    inspect lib
+substituted lib
+    #1 substitute 1 outputs of lib for 12
+    describe lib
+    #2 start top on a: run 1 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+described lib
+    #3 succeed 12 (cached) in 0s
+"#,
+    );
+}
+
+#[test]
 fn a_description_that_fails_is_asked_for_later_and_the_step_inspected_again() {
     check(
         r#"
@@ -588,7 +620,7 @@ valid top
 not-described top
     say warn: cannot describe the outputs of ‘top’: disk full; will ask again after 60s
 why 10
-    is inspected again in 1 min 0 s, after a fault of this host
+    is inspected again in 1 min 0 s, after a fault of this host or since others are before it
 wait 60s
     inspect top
 needs top x86_64-linux

@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -276,6 +277,19 @@ fn a_bucket_is_a_cache_that_another_store_believes_and_a_restart_finds() {
     assert_eq!((row.get(0), row.get(1)), (Some(0), Some(1)));
 }
 
+/// The whole answer.
+fn get(address: &str, path: &str) -> String {
+    let mut stream = std::net::TcpStream::connect(address).expect("connect");
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    )
+    .expect("ask");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    answer
+}
+
 /// What the local store's nix.conf says besides the usual.
 fn nix_conf(store: &NixStore, lines: &str) {
     let path = store.dir().join("conf/nix.conf");
@@ -487,4 +501,97 @@ fn a_log_gets_into_the_cache_whoever_compresses_it_and_whatever_ends_meanwhile()
         let left = fs::read_dir(farm.dir().join("queue-runner/log-uploads")).expect("a spool");
         (left.count() == 0).then_some(())
     });
+}
+
+#[test]
+fn what_others_did_to_the_cache_is_seen_once_it_is_forgotten_or_missed() {
+    let store = NixStore::owned_by(RunAs::Unprivileged);
+    let far = FarMachine::new(&store, "builder");
+    let cache = Cache::new(&store);
+    let farm = Farm::new(&store)
+        .with_conf(&cache.conf("&compression=none"))
+        .with_conf("status_address = 127.0.0.1:0\nqueue_runner_metrics_address = 127.0.0.1:0\n")
+        .with_machines(&machine_line("builder", 1));
+    let lib = r#"lib = mk "lib" { } ''echo lib > $out'';"#;
+    let farm = farm.with_conf("connection_idle = 1\n");
+    let lib_drv = job(&store, "lib", "", "echo lib > $out");
+    let lib = (lib, store.outputs(&lib_drv).remove(0));
+    let mut hydrad = farm.run(&far.env());
+    hydrad.wait_log("ready: ");
+    build(&farm, &mut hydrad, &lib_drv);
+    let narinfo = cache.path().join(format!("{}.narinfo", hash(&lib.1)));
+    let aside = cache.dir.join("aside");
+
+    // Believed to be there, until somebody says that it is not.
+    fs::rename(&narinfo, &aside).expect("rename");
+    let forget = |words: &[&str]| {
+        let mut command = farm.command(&["cache", "forget", "--json"]);
+        let text = output_of(command.args(words));
+        serde_json::from_str::<serde_json::Value>(&text).expect("JSON")
+    };
+    let before = forget(&["--all"]);
+    assert!(before["forgotten"].as_u64() > Some(0), "{before}");
+    assert_eq!(before["remembered"], 0, "{before}");
+    assert_eq!(forget(&[&lib.1])["forgotten"], 0);
+    for wrong in ["nonsense", "/nix/store/short", &format!("{}/bin", lib.1)] {
+        let output = farm.command(&["cache", "forget", wrong]).output();
+        let output = output.expect("start hydrad");
+        assert_eq!(output.status.code(), Some(2), "{wrong}");
+    }
+    build(&farm, &mut hydrad, &lib_drv);
+    assert!(narinfo.exists(), "made or fetched again: {}", hydrad.log());
+
+    // The whole of it is wiped while hydrad believes in it: what is used next finds that out, and all is made again.
+    fs::remove_dir_all(cache.path().join("nar")).expect("wipe");
+    for entry in fs::read_dir(cache.path()).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.extension().is_some_and(|end| end == "narinfo") {
+            fs::remove_file(path).expect("wipe");
+        }
+    }
+    let top_drv = job(&store, "top", lib.0, "cat $lib > $out; echo $lib >> $out");
+    // The machine has it too, and keeps it while it is connected.
+    hydrad.eventually("the machine should collect it", || {
+        let mut delete = far.store.command("nix-store");
+        let output = delete.args(["--delete", &lib.1]).output();
+        output
+            .expect("start nix-store")
+            .status
+            .success()
+            .then_some(())
+    });
+    let top = build(&farm, &mut hydrad, &top_drv);
+    assert_eq!(farm.statuses(&[top]), [Some(0)], "{}", hydrad.log());
+    hydrad.wait_log("is not in the binary cache");
+    assert!(
+        cache.narinfo(&lib.1).is_some() && cache.narinfo(&store.outputs(&top_drv)[0]).is_some()
+    );
+
+    // All of that is counted, everywhere under the same numbers.
+    let status = output_of(&mut farm.command(&["status", "--json"]));
+    let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+    let counted = &status["queueRunner"]["store"];
+    assert!(counted["narWrite"].as_u64() >= Some(3), "{counted}");
+    assert!(counted["narInfoWrite"].as_u64() >= counted["narWrite"].as_u64());
+    assert_eq!(status["queueRunner"]["s3"], serde_json::Value::Null);
+    let address = |what: &str, log: &str| {
+        let line = log.lines().find(|line| line.contains(what)).expect(what);
+        let at = line.split("http://").nth(1).expect("an address");
+        at.split('/').next().expect("an address").to_owned()
+    };
+    let log = hydrad.log();
+    let page = get(&address("/metrics", &log), "/metrics");
+    let sample = format!(
+        "hydraqueuerunner_store_nar_write_total {}",
+        counted["narWrite"]
+    );
+    assert!(
+        page.contains(&sample) || page.contains(&sample.replace("_total", "")),
+        "{page}"
+    );
+    let page = get(&address("/status", &log), "/status");
+    let (_, body) = page.split_once("\r\n\r\n").expect("a body");
+    let page: serde_json::Value = serde_json::from_str(body).expect("JSON");
+    assert_eq!(page["store"]["narWrite"], counted["narWrite"], "{page}");
+    assert_eq!(page["s3"], serde_json::json!({}));
 }

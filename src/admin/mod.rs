@@ -1,6 +1,7 @@
 //! The operators' commands.
 
 pub mod build;
+pub mod cache;
 pub mod check;
 pub mod clear_failed;
 pub mod connect;

@@ -80,7 +80,7 @@ pub enum Record {
     Fail(Fail),
     /// Outputs that were brought into the destination store without building; nobody is told.
     Substitute {
-        /// Owns the rows: the lowest build that wants the step.
+        /// Owns the rows: the lowest build of this derivation, else the lowest that wants the step.
         build: BuildId,
         drv: Arc<str>,
         outputs: Vec<Substituted>,

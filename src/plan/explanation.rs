@@ -452,7 +452,7 @@ impl StepNow {
             }
             Reason::Inspecting => format!("is being inspected, since {age}"),
             Reason::InspectedAgain { in_secs } => format!(
-                "is inspected again in {}, after a fault of this host",
+                "is inspected again in {}, after a fault of this host or since others are before it",
                 secs(*in_secs)
             ),
             Reason::Describing => {

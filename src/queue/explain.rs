@@ -83,6 +83,7 @@ impl Context {
                 Some(subject) => self.explain(&subject),
                 None => unknown("what is to be explained"),
             },
+            Some("forget") => self.forget(&question),
             _ => unknown("the question"),
         }
     }

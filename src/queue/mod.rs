@@ -9,6 +9,7 @@ pub mod connection;
 pub mod driver;
 pub mod explain;
 pub mod fetch;
+pub mod forget;
 pub mod inspect;
 pub mod log_upload;
 pub mod machine;

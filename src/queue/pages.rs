@@ -222,6 +222,7 @@ impl Pages {
 
     fn everything(&self, snapshot: &Snapshot, running: &StepList) -> serde_json::Value {
         let usage = process::usage();
+        let cache = self.context.dest.cache().map(|cache| cache.metrics());
         let around = status::Around {
             now: unix_now(),
             uptime_secs: self.context.started.elapsed().as_secs_f64(),
@@ -230,6 +231,7 @@ impl Pages {
             queue: &self.context.queue_metrics(),
             running,
             stuck: self.context.stuck_threads(),
+            cache: cache.as_ref(),
         };
         status::everything(snapshot, &around)
     }
@@ -300,11 +302,7 @@ impl Context {
             builds_read_time: self.meters.builds_read_time.get(),
             bytes_sent: load(&self.traffic.bytes_sent),
             bytes_received: load(&self.traffic.bytes_received),
-            cache: self
-                .dest
-                .cache()
-                .map(|cache| cache.objects().requests().counts())
-                .unwrap_or_default(),
+            cache: self.dest.cache().map(|cache| cache.metrics()),
         }
     }
 }

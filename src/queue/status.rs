@@ -11,8 +11,8 @@ use super::Context;
 use crate::model::Phase;
 use crate::plan::explanation::holds_json;
 use crate::plan::{MachineStatus, Snapshot, StepTime};
-use crate::store::objects::Counts;
 use crate::sys::clock::unix_now;
+use crate::web::status as web;
 
 /// The report as JSON text.
 pub fn system_status(context: &Context, snapshot: &Snapshot, uptime: Duration) -> String {
@@ -64,10 +64,10 @@ pub fn system_status(context: &Context, snapshot: &Snapshot, uptime: Duration) -
     });
     add_step_times(&mut report, snapshot.steps);
     add_counters(&mut report, context);
-    if let Some(cache) = context.dest.cache() {
-        let objects = cache.objects();
-        if objects.describe().starts_with("s3://") {
-            report["s3"] = s3(objects.requests().counts());
+    if let Some(cache) = context.dest.cache().map(|cache| cache.metrics()) {
+        report["store"] = web::store(&cache);
+        if web::is_bucket(&cache) {
+            report["s3"] = web::s3(&cache.requests);
         }
     }
     report.to_string()
@@ -107,29 +107,6 @@ fn add_counters(report: &mut Value, context: &Context) {
     ] {
         report[key] = value;
     }
-}
-
-/// Hydra's section about a bucket. The costs are Hydra's estimate, by Amazon's prices of long ago.
-fn s3(of: Counts) -> Value {
-    let mib_per_sec = |bytes: u64, ms: u64| match ms {
-        0 => 0.0,
-        ms => bytes as f64 / ms as f64 * 1000.0 / f64::from(1 << 20),
-    };
-    let dollars = (of.gets + of.heads) as f64 / 10_000.0 * 0.004
-        + of.puts as f64 / 1000.0 * 0.005
-        + of.get_bytes as f64 / f64::from(1 << 30) * 0.09;
-    json!({
-        "put": of.puts,
-        "putBytes": of.put_bytes,
-        "putTimeMs": of.put_ms,
-        "putSpeed": mib_per_sec(of.put_bytes, of.put_ms),
-        "get": of.gets,
-        "getBytes": of.get_bytes,
-        "getTimeMs": of.get_ms,
-        "getSpeed": mib_per_sec(of.get_bytes, of.get_ms),
-        "head": of.heads,
-        "costDollarApprox": dollars,
-    })
 }
 
 /// Hydra's four times, in seconds; only where there are steps.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use super::closure::Closure;
 use super::compress::{self, Compressor, Encoding, How, Method};
 use super::local::PathMeta;
-use super::objects::{Body, Existing, Headers, ObjectError, Objects};
+use super::objects::{Body, Counts, Existing, Headers, ObjectError, Objects};
 use super::presence::{Known, Lifetimes, Presence};
 use super::uri::{Params, UriError};
 use crate::base::lock::lock;
@@ -213,6 +213,53 @@ pub struct Counters {
     pub log_write_failed: AtomicU64,
 }
 
+/// The same at one moment, with the requests that came of it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct CacheMetrics {
+    /// The place, such as `s3://bucket`.
+    pub place: String,
+    pub nar_info_read: u64,
+    pub nar_info_read_averted: u64,
+    pub nar_info_missing: u64,
+    pub nar_info_write: u64,
+    /// Answers remembered.
+    pub remembered: u64,
+    pub nar_read: u64,
+    pub nar_read_bytes: u64,
+    pub nar_read_compressed_bytes: u64,
+    pub nar_write: u64,
+    pub nar_write_averted: u64,
+    pub nar_write_bytes: u64,
+    pub nar_write_compressed_bytes: u64,
+    pub nar_write_compression_ms: u64,
+    pub log_write: u64,
+    pub log_write_failed: u64,
+    pub requests: Counts,
+}
+
+impl CacheMetrics {
+    /// What part of the bytes was saved by compressing; 0 without any.
+    pub fn compression_savings(&self) -> f64 {
+        match self.nar_write_bytes {
+            0 => 0.0,
+            bytes => 1.0 - self.nar_write_compressed_bytes as f64 / bytes as f64,
+        }
+    }
+
+    /// MiB a second; 0 without any.
+    pub fn compression_speed(&self) -> f64 {
+        mib_per_sec(self.nar_write_bytes, self.nar_write_compression_ms)
+    }
+}
+
+/// Bytes in milliseconds as MiB a second; 0 in no time.
+pub fn mib_per_sec(bytes: u64, ms: u64) -> f64 {
+    match ms {
+        0 => 0.0,
+        ms => bytes as f64 / ms as f64 * 1000.0 / f64::from(1 << 20),
+    }
+}
+
 fn count(counter: &AtomicU64, by: u64) {
     counter.fetch_add(by, Ordering::Relaxed);
 }
@@ -322,8 +369,28 @@ impl BinaryCache {
         &*self.objects
     }
 
-    pub fn counters(&self) -> &Counters {
-        &self.counters
+    pub fn metrics(&self) -> CacheMetrics {
+        let of = &self.counters;
+        let now = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        CacheMetrics {
+            place: self.describe(),
+            nar_info_read: now(&of.nar_info_read),
+            nar_info_read_averted: now(&of.nar_info_read_averted),
+            nar_info_missing: now(&of.nar_info_missing),
+            nar_info_write: now(&of.nar_info_write),
+            remembered: self.remembered() as u64,
+            nar_read: now(&of.nar_read),
+            nar_read_bytes: now(&of.nar_read_bytes),
+            nar_read_compressed_bytes: now(&of.nar_read_compressed_bytes),
+            nar_write: now(&of.nar_write),
+            nar_write_averted: now(&of.nar_write_averted),
+            nar_write_bytes: now(&of.nar_write_bytes),
+            nar_write_compressed_bytes: now(&of.nar_write_compressed_bytes),
+            nar_write_compression_ms: now(&of.nar_write_compression_ms),
+            log_write: now(&of.log_write),
+            log_write_failed: now(&of.log_write_failed),
+            requests: self.objects.requests().counts(),
+        }
     }
 
     /// Answers remembered.
@@ -331,12 +398,14 @@ impl BinaryCache {
         self.presence.len()
     }
 
-    pub fn forget(&self, path: &str) {
-        self.presence.forget(path);
+    /// Whether anything was remembered of it.
+    pub fn forget(&self, path: &str) -> bool {
+        self.presence.forget(path)
     }
 
-    pub fn forget_all(&self) {
-        self.presence.forget_all();
+    /// How many answers were remembered.
+    pub fn forget_all(&self) -> usize {
+        self.presence.forget_all()
     }
 
     /// It is there, but what it refers to is not: counts as absent until it is written again.

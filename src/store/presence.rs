@@ -74,20 +74,24 @@ impl Presence {
         self.lock().insert(path.into(), (Instant::now(), known));
     }
 
-    pub fn forget(&self, path: &str) {
+    /// Whether there was anything to forget.
+    pub fn forget(&self, path: &str) -> bool {
         let mut generations = self.lock();
-        generations.young.remove(path);
-        generations.old.remove(path);
+        let young = generations.young.remove(path).is_some();
+        generations.old.remove(path).is_some() || young
     }
 
-    pub fn forget_all(&self) {
-        *self.lock() = Generations::default();
+    /// How many answers are forgotten.
+    pub fn forget_all(&self) -> usize {
+        let mut generations = self.lock();
+        let before = generations.len();
+        *generations = Generations::default();
+        before
     }
 
     /// Answers remembered, for the report.
     pub fn len(&self) -> usize {
-        let generations = self.lock();
-        generations.young.len() + generations.old.len()
+        self.lock().len()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -100,6 +104,10 @@ impl Presence {
 }
 
 impl Generations {
+    fn len(&self) -> usize {
+        self.young.len() + self.old.len()
+    }
+
     fn insert(&mut self, path: Arc<str>, entry: (Instant, Known)) {
         if self.young.len() >= GENERATION {
             self.old = std::mem::take(&mut self.young);

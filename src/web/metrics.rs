@@ -16,7 +16,7 @@ use crate::model::{Phase, UnixSecs};
 use crate::plan::event::Hold;
 use crate::plan::explanation::Standing;
 use crate::plan::{MachineStatus, PhaseMs, Snapshot};
-use crate::store::objects::Counts;
+use crate::store::binary_cache::CacheMetrics;
 use crate::sys::heartbeat::Beat;
 use crate::sys::process::Usage;
 
@@ -41,7 +41,7 @@ pub struct Report {
 }
 
 /// What the threads of the queue runner have counted.
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Clone, Default, Debug)]
 pub struct QueueMetrics {
     /// Events that wait for the plan.
     pub inbox: u64,
@@ -57,8 +57,8 @@ pub struct QueueMetrics {
     pub builds_read_time: Duration,
     pub bytes_sent: u64,
     pub bytes_received: u64,
-    /// Requests to the binary cache that is the destination store; none if that is the local store.
-    pub cache: Counts,
+    /// The binary cache that is the destination store, if it is one.
+    pub cache: Option<CacheMetrics>,
 }
 
 /// A machine's standing, in a word; the second is whether it takes steps.
@@ -98,7 +98,9 @@ pub fn page(report: &Report) -> String {
     of_threads(&mut page, report);
     of_database(&mut page, report);
     of_queue_threads(&mut page, &report.queue);
-    of_cache(&mut page, &report.queue.cache);
+    if let Some(cache) = &report.queue.cache {
+        of_cache(&mut page, cache);
+    }
     of_http(&mut page, report);
     if let Some(snapshot) = &report.snapshot {
         of_queue(&mut page, snapshot);
@@ -415,7 +417,100 @@ fn of_queue_threads(page: &mut Page, queue: &QueueMetrics) {
     }
 }
 
-fn of_cache(page: &mut Page, of: &Counts) {
+fn of_cache(page: &mut Page, cache: &CacheMetrics) {
+    for (name, help, value) in [
+        (
+            "hydraqueuerunner_store_nar_info_read",
+            "Narinfos read from the binary cache.",
+            cache.nar_info_read,
+        ),
+        (
+            "hydraqueuerunner_store_nar_info_read_averted",
+            "Questions about paths in the binary cache that memory answered.",
+            cache.nar_info_read_averted,
+        ),
+        (
+            "hydraqueuerunner_store_nar_info_missing",
+            "Narinfos asked for that were not there.",
+            cache.nar_info_missing,
+        ),
+        (
+            "hydraqueuerunner_store_nar_info_write",
+            "Narinfos written to the binary cache.",
+            cache.nar_info_write,
+        ),
+        (
+            "hydraqueuerunner_store_nar_read",
+            "NARs read from the binary cache.",
+            cache.nar_read,
+        ),
+        (
+            "hydraqueuerunner_store_nar_read_bytes",
+            "Bytes of these NARs.",
+            cache.nar_read_bytes,
+        ),
+        (
+            "hydraqueuerunner_store_nar_read_compressed_bytes",
+            "Bytes of these NARs as they are in the cache.",
+            cache.nar_read_compressed_bytes,
+        ),
+        (
+            "hydraqueuerunner_store_nar_write",
+            "NARs written to the binary cache.",
+            cache.nar_write,
+        ),
+        (
+            "hydraqueuerunner_store_nar_write_averted",
+            "NARs whose file was in the binary cache already.",
+            cache.nar_write_averted,
+        ),
+        (
+            "hydraqueuerunner_store_nar_write_bytes",
+            "Bytes of the NARs written.",
+            cache.nar_write_bytes,
+        ),
+        (
+            "hydraqueuerunner_store_nar_write_compressed_bytes",
+            "Bytes of the NARs written, as they are in the cache.",
+            cache.nar_write_compressed_bytes,
+        ),
+        (
+            "hydraqueuerunner_store_nar_write_compression_time_ms",
+            "Milliseconds spent compressing NARs.",
+            cache.nar_write_compression_ms,
+        ),
+        (
+            "hydrad_cache_logs_total",
+            "Logs put into the binary cache.",
+            cache.log_write,
+        ),
+        (
+            "hydrad_cache_log_failures_total",
+            "Attempts to put a log into the binary cache that did not work.",
+            cache.log_write_failed,
+        ),
+    ] {
+        counter(page, name, help, value as f64);
+    }
+    gauge(
+        page,
+        "hydraqueuerunner_store_path_info_cache_size",
+        "Answers of the binary cache that are remembered.",
+        cache.remembered as f64,
+    );
+    gauge(
+        page,
+        "hydraqueuerunner_store_nar_compression_savings",
+        "The part of the NARs' bytes that compressing saved.",
+        cache.compression_savings(),
+    );
+    gauge(
+        page,
+        "hydraqueuerunner_store_nar_compression_speed",
+        "MiB of NARs compressed in a second.",
+        cache.compression_speed(),
+    );
+    let of = &cache.requests;
     for (name, help, samples) in [
         (
             "hydrad_cache_requests_total",

@@ -12,6 +12,8 @@ use crate::db::status::BuildRow;
 use crate::model::{Phase, UnixSecs};
 use crate::nix::store_path::base_name;
 use crate::plan::{JobsetStatus, MachineStatus, PhaseMs, Snapshot, StepList, StepStatus};
+use crate::store::binary_cache::{mib_per_sec, CacheMetrics};
+use crate::store::objects::Counts;
 
 /// What a page about everything needs beyond the plan's snapshot.
 pub struct Around<'a> {
@@ -24,6 +26,8 @@ pub struct Around<'a> {
     pub running: &'a StepList,
     /// Threads that stand still, in words.
     pub stuck: Vec<String>,
+    /// The binary cache, if outputs go to one.
+    pub cache: Option<&'a CacheMetrics>,
 }
 
 /// `/status`.
@@ -32,8 +36,62 @@ pub fn everything(snapshot: &Snapshot, around: &Around<'_>) -> Value {
         "queueRunner": queue_runner(snapshot, around),
         "machines": machines(snapshot, around.running),
         "jobsets": jobsets(snapshot),
-        "store": null,
-        "s3": {},
+        "store": around.cache.map(store),
+        "s3": around
+            .cache
+            .filter(|cache| is_bucket(cache))
+            .map(|cache| (cache.place.clone(), s3(&cache.requests)))
+            .into_iter()
+            .collect::<Map<_, _>>(),
+    })
+}
+
+/// Whether Hydra would have an `s3` section for it.
+pub fn is_bucket(cache: &CacheMetrics) -> bool {
+    cache.place.starts_with("s3://")
+}
+
+/// Hydra's section about a binary cache; one number under the names of both its generations.
+pub fn store(of: &CacheMetrics) -> Value {
+    json!({
+        "narInfoRead": of.nar_info_read,
+        "narInfoReadAverted": of.nar_info_read_averted,
+        "narInfoMissing": of.nar_info_missing,
+        "narInfoWrite": of.nar_info_write,
+        "narInfoCacheSize": of.remembered,
+        "pathInfoCacheSize": of.remembered,
+        "narRead": of.nar_read,
+        "narReadBytes": of.nar_read_bytes,
+        "narReadCompressedBytes": of.nar_read_compressed_bytes,
+        "narWrite": of.nar_write,
+        "narWriteAverted": of.nar_write_averted,
+        "narWriteBytes": of.nar_write_bytes,
+        "narWriteCompressedBytes": of.nar_write_compressed_bytes,
+        "narWriteCompressionTimeMs": of.nar_write_compression_ms,
+        "narCompressionSavings": of.compression_savings(),
+        "narCompressionSpeed": of.compression_speed(),
+        "logWrite": of.log_write,
+        "logWriteFailed": of.log_write_failed,
+        "place": of.place,
+    })
+}
+
+/// Hydra's section about a bucket. The costs are Hydra's estimate, by Amazon's prices of long ago.
+pub fn s3(of: &Counts) -> Value {
+    let dollars = (of.gets + of.heads) as f64 / 10_000.0 * 0.004
+        + of.puts as f64 / 1000.0 * 0.005
+        + of.get_bytes as f64 / f64::from(1 << 30) * 0.09;
+    json!({
+        "put": of.puts,
+        "putBytes": of.put_bytes,
+        "putTimeMs": of.put_ms,
+        "putSpeed": mib_per_sec(of.put_bytes, of.put_ms),
+        "get": of.gets,
+        "getBytes": of.get_bytes,
+        "getTimeMs": of.get_ms,
+        "getSpeed": mib_per_sec(of.get_bytes, of.get_ms),
+        "head": of.heads,
+        "costDollarApprox": dollars,
     })
 }
 
