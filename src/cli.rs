@@ -35,6 +35,8 @@ pub enum Command {
     #[command(version)]
     QueueRunner(QueueRunnerArgs),
     #[command(version)]
+    Notify(NotifyArgs),
+    #[command(version)]
     Init(InitCommand),
     Check(CheckCommand),
     Enqueue(admin::enqueue::EnqueueArgs),
@@ -124,6 +126,22 @@ pub struct QueueRunnerArgs {
     pub option: Vec<String>,
 }
 
+/// Run the notifier alone
+///
+/// Hears what PostgreSQL announces and tells whoever hydra.conf names: <runcommand> and <webhook> blocks. Stands by while
+/// another notifier of hydrad's works on the same database, and takes over when that is gone. For units and scripts made for
+/// Hydra's hydra-notify too.
+///
+/// SIGTERM stops: what is being told gets `stop_timeout`. Files with secrets are read anew for each call.
+#[derive(Args, Debug)]
+pub struct NotifyArgs {
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// Tell what is marked as not yet told, try everything else that waits once, and exit
+    #[arg(long)]
+    pub queued_only: bool,
+}
+
 fn build_id(text: &str) -> Result<i32, String> {
     text.parse::<i32>()
         .ok()
@@ -158,6 +176,7 @@ pub fn arguments(args: impl IntoIterator<Item = std::ffi::OsString>) -> Vec<std:
         Some("hydra-queue-runner") => "queue-runner",
         Some("hydra-init") => "init",
         Some("hydra-update-gc-roots") => "update-gc-roots",
+        Some("hydra-notify") => "notify",
         _ => return args,
     };
     args.insert(1, service.into());

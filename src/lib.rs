@@ -3,7 +3,7 @@
 //! The rooms, and which may use which, are in ARCHITECTURE.md:
 //!
 //! ```text
-//! main -> queue, admin -> web -> store, db, plan -> wire, nix, config -> model -> base
+//! main -> queue, notify, admin -> web -> store, db, plan -> wire, nix, config -> model -> base
 //! sys: used by the services, store and db only
 //! ```
 
@@ -14,6 +14,7 @@ pub mod config;
 pub mod db;
 pub mod model;
 pub mod nix;
+pub mod notify;
 pub mod plan;
 pub mod queue;
 pub mod store;

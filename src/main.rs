@@ -11,11 +11,15 @@ const CANNOT: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = Cli::parse_from(arguments(std::env::args_os()));
-    let serves = matches!(cli.command, Command::Run(_) | Command::QueueRunner(_));
+    let serves = matches!(
+        cli.command,
+        Command::Run(_) | Command::QueueRunner(_) | Command::Notify(_)
+    );
     start_log(&cli, serves);
     let result = match cli.command {
         Command::Run(args) => admin::serve::run(&args),
         Command::QueueRunner(args) => admin::serve::queue_runner(&args),
+        Command::Notify(args) => admin::serve::notify(&args),
         Command::Init(args) => admin::serve::init(&args),
         Command::Check(args) => admin::serve::check(&args),
         Command::Enqueue(args) => admin::enqueue::run(&args),

@@ -3,6 +3,7 @@
 -- (a build that somebody holds) they do afterwards.
 -- Rows: one a phase, an end, a build, and their outputs. Locks: the steps; NO KEY UPDATE on the builds' rows, in id order,
 -- those that somebody holds left out. Indexes: primary keys.
+-- What hydrad's notifier wants to hear of gets its row of the ledger.
 -- Returns 0 and whether our service's lock is held ($1 to $3); then the numbers in the arrays of the notifications sent.
 with guard as materialized (
     select set_config('lock_timeout', $4, true), set_config('synchronous_commit', $5, true),
@@ -64,6 +65,14 @@ due as (
     where e.build is not null or f.id is not null
     order by u.n
     offset 0
+),
+-- As in notify_all.sql.
+written as (
+    insert into hydrad.events (channel, payload, backend, at)
+    select d.channel, d.payload, pg_backend_pid(), extract(epoch from now())::bigint
+    from due d, hydrad.notifier r
+    where d.channel = any(r.channels) and r.seen_at > extract(epoch from now()) - 604800
+    order by d.n
 )
 select 0::bigint, held, null::text from guard
 union all

@@ -5,6 +5,7 @@
 -- holds left out. Indexes: primary keys.
 -- The arrays are sub-selects so that PostgreSQL cannot look into them: it then soon keeps one plan for all, instead of
 -- planning each time for longer than it works.
+-- What hydrad's notifier wants to hear of gets its row of the ledger.
 -- Returns 0, null, whether our service's lock is held ($1 to $3); then, of the notifications that were sent, the number in
 -- the arrays and the number of the step.
 with guard as materialized (
@@ -44,6 +45,14 @@ due as (
          join started s on s.build = u.build and s.drvPath = u.drvPath
     order by u.n
     offset 0
+),
+-- As in notify_all.sql.
+written as (
+    insert into hydrad.events (channel, payload, backend, at)
+    select d.channel, d.payload, pg_backend_pid(), extract(epoch from now())::bigint
+    from due d, hydrad.notifier r
+    where d.channel = any(r.channels) and r.seen_at > extract(epoch from now()) - 604800
+    order by d.n
 )
 select 0::bigint, null::int, held, null::text from guard
 union all

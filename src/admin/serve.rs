@@ -10,12 +10,13 @@ use anyhow::{Context as _, Result};
 use super::check::{self, CheckInput, CheckRow, Mark};
 use super::connect::{absolute, environment, is_seen_by_collector};
 use super::{init as init_command, system_status, table};
-use crate::cli::{CheckCommand, InitCommand, QueueRunnerArgs, RunArgs};
-use crate::config::settings::{Override, Settings};
+use crate::cli::{CheckCommand, InitCommand, NotifyArgs, QueueRunnerArgs, RunArgs};
+use crate::config::settings::{Override, Service, Settings};
 use crate::db::connect::{self, DbTarget};
 use crate::db::embedded::Embedded;
 use crate::db::schema::{self, NewVersion, SchemaState};
 use crate::model::{BuildId, BuildStatus};
+use crate::notify;
 use crate::queue;
 use crate::queue::build_one;
 use crate::queue::trust::{self, Trust};
@@ -35,7 +36,30 @@ static LEAVING: AtomicBool = AtomicBool::new(false);
 /// # Errors
 /// When the service cannot start.
 pub fn run(args: &RunArgs) -> Result<ExitCode> {
-    serve(args, Vec::new(), None)
+    serve(args, Vec::new(), Only::Configured)
+}
+
+/// `hydrad notify`.
+///
+/// # Errors
+/// When the service cannot start, or with `--queued-only` when the database is away.
+pub fn notify(args: &NotifyArgs) -> Result<ExitCode> {
+    let services = Override {
+        key: "services",
+        value: Service::Notify.name().to_owned(),
+        option: "notify".to_owned(),
+    };
+    serve(&args.run, vec![services], Only::Notifier(args.queued_only))
+}
+
+/// What of the services is meant.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Only {
+    /// Those of the settings.
+    Configured,
+    QueueRunner(Option<BuildId>),
+    /// With `--queued-only` or without.
+    Notifier(bool),
 }
 
 /// `hydrad queue-runner`, with the options of Hydra's program.
@@ -58,7 +82,8 @@ pub fn queue_runner(args: &QueueRunnerArgs) -> Result<ExitCode> {
         value: address.clone(),
         option: "--prometheus-address".to_owned(),
     });
-    serve(&args.run, metrics.collect(), args.build_one.map(BuildId))
+    let only = Only::QueueRunner(args.build_one.map(BuildId));
+    serve(&args.run, metrics.collect(), only)
 }
 
 /// `hydrad queue-runner --shadow`.
@@ -75,7 +100,7 @@ fn shadow(args: &QueueRunnerArgs) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::from(!alike)))
 }
 
-fn serve(args: &RunArgs, overrides: Vec<Override>, build_one: Option<BuildId>) -> Result<ExitCode> {
+fn serve(args: &RunArgs, overrides: Vec<Override>, only: Only) -> Result<ExitCode> {
     heartbeat::register("main");
     // Before anything is opened that could have one of their numbers.
     let sockets = Mutex::new(Sockets::take());
@@ -97,6 +122,47 @@ fn serve(args: &RunArgs, overrides: Vec<Override>, build_one: Option<BuildId>) -
     if !is_seen_by_collector(&settings.gc_roots_dir) {
         log::warn!("{}", unseen_roots(&settings));
     }
+    let code = serve_all(args, settings, target, overrides, sockets, only, &signals);
+    if let Some(embedded) = embedded {
+        LEAVING.store(true, Ordering::SeqCst);
+        embedded.stop()?;
+    }
+    code
+}
+
+/// Runs what is meant of the services, to its end.
+fn serve_all(
+    args: &RunArgs,
+    settings: Settings,
+    target: DbTarget,
+    overrides: Vec<Override>,
+    sockets: Mutex<Sockets>,
+    only: Only,
+    signals: &crossbeam_channel::Receiver<signals::Signal>,
+) -> Result<ExitCode> {
+    let serves = |service| match only {
+        Only::Configured => settings.services.contains(&service),
+        Only::QueueRunner(_) => service == Service::QueueRunner,
+        Only::Notifier(_) => service == Service::Notify,
+    };
+    let (queue_runner, notifier) = (serves(Service::QueueRunner), serves(Service::Notify));
+    let notifier = notifier.then(|| notify::Config {
+        settings: settings.clone(),
+        target: target.clone(),
+        beside: args.beside,
+        queued_only: only == Only::Notifier(true),
+        alone: !queue_runner,
+    });
+    if !queue_runner {
+        let notifier = notifier.context("`services` names nothing that this release has")?;
+        notify::Notifier::prepare(notifier)?.run(signals)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let beside = notifier.map(notify::Beside::start).transpose()?;
+    let build_one = match only {
+        Only::QueueRunner(build_one) => build_one,
+        _ => None,
+    };
     let config = queue::Config {
         overrides,
         settings,
@@ -105,17 +171,15 @@ fn serve(args: &RunArgs, overrides: Vec<Override>, build_one: Option<BuildId>) -
         build_one,
         sockets,
     };
-    let result = queue::run(&config, &signals);
-    let code = match (&result, build_one) {
-        (Ok(()), Some(id)) => tell_of_one(&config.target, id),
-        _ => Ok(ExitCode::SUCCESS),
-    };
-    if let Some(embedded) = embedded {
-        LEAVING.store(true, Ordering::SeqCst);
-        embedded.stop()?;
-    }
+    let result = queue::run(&config, signals);
+    // The notifier ends last: it tells of what the last steps led to.
+    let stopped = beside.map_or(Ok(()), notify::Beside::stop);
     result?;
-    code
+    stopped?;
+    match build_one {
+        Some(id) => tell_of_one(&config.target, id),
+        None => Ok(ExitCode::SUCCESS),
+    }
 }
 
 /// How the build of `--build-one` ended: 0 as in C++ also for a failed one, 1 for one that could not be tried.

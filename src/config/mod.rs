@@ -5,6 +5,8 @@
 
 pub mod hydra_conf;
 pub mod machines;
+pub mod notify;
+pub mod pattern;
 pub mod settings;
 
 pub use hydra_conf::{Document, HydraConfError, Origin};

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::hydra_conf::{self, Document, HydraConfError, Origin};
+use super::notify::{self, PluginError};
 
 /// One of the programs that Hydra's backend consists of.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -68,6 +69,8 @@ pub enum Kind {
 pub enum Role {
     /// hydrad's queue runner.
     Used,
+    /// hydrad's service of this kind, which reads it by itself.
+    UsedBy(Service),
     /// A service that hydrad does not have yet: accepted, without effect on hydrad.
     NotYetUsed(Service),
     /// Hydra's web server; no business of hydrad's.
@@ -132,22 +135,17 @@ const fn count(min: u64, max: u64) -> Kind {
     Kind::Count { min, max }
 }
 
-use Role::{Deprecated, Fatal, NotImplemented, NotYetUsed, WebServer};
+use Role::{Deprecated, Fatal, NotImplemented, NotYetUsed, UsedBy, WebServer};
 use Service::{Evaluator, Notify, QueueRunner};
 
-/// Why a setting has no effect in this release.
-fn not_yet(key: &str) -> Option<&'static str> {
-    Some(match key {
-        "max-concurrent-notifications" => "this release has no notifier",
-        _ => return None,
-    })
-}
+/// Why a plugin of Hydra's is not there.
+const LATER: &str = "this release has no such notifications";
 
 /// Every key that Hydra or hydrad knows. Order: that of the commented example file.
 pub const DEFINITIONS: &[Definition] = &[
     used("services", Kind::Words, "queue-runner",
-        "The services `hydrad run` starts. This release has the queue runner only; leave Hydra's \
-         own hydra-evaluator and hydra-notify running for the rest."),
+        "The services `hydrad run` starts: queue-runner, notify or both. This release has no evaluator; leave \
+         Hydra's own hydra-evaluator running, and hydra-notify where notify is not among them."),
     used("ignore_settings", Kind::Words, "",
         "Keys and blocks of Hydra's that hydrad does not implement and that are to be ignored \
          here. Without this such a setting is an error, because something you rely on (a backup, \
@@ -267,8 +265,17 @@ pub const DEFINITIONS: &[Definition] = &[
     used("nix_daemon_program", Kind::Text, "nix-daemon",
         "The program that answers questions about the local store and registers paths in it."),
     used("max-concurrent-notifications", count(1, 1024), "2",
-        "How many notifications are delivered at the same time. Not yet used: this release has no \
-         notifier."),
+        "How many notifications are delivered at the same time, by the notifier."),
+    used("base_uri", Kind::Text, "http://localhost:3000",
+        "Where people find Hydra's web server; notifications link to it."),
+    used("notification_timeout", Kind::Seconds, "60",
+        "A server that is told something must have answered within this time. (A command of RunCommand \
+         has an hour, or what `timeout` in its block says.)"),
+    used("notification_max_age", Kind::Seconds, "86400",
+        "What could not be delivered is given up at this age, and shown. What is older than this when a \
+         notifier starts is held until an operator decides."),
+    used("notification_history", Kind::Seconds, "604800",
+        "For how long the ledger keeps what was delivered; what was given up is kept ten times as long."),
     // Hydra's queue runner, not here.
     other("xxx-jobset-repeats", NotImplemented(QueueRunner,
         "Nix since 2.13 refuses to repeat a build")),
@@ -291,13 +298,12 @@ pub const DEFINITIONS: &[Definition] = &[
     other("path_input_cache_validity_seconds", NotYetUsed(Evaluator)),
     other("github_endpoint", NotYetUsed(Evaluator)),
     // The notifier's.
-    other("email_notification", NotYetUsed(Notify)),
-    other("notification_sender", NotYetUsed(Notify)),
-    other("base_uri", NotYetUsed(Notify)),
-    other("enable_bitbucket_status", NotYetUsed(Notify)),
-    other("compress_build_logs", NotYetUsed(Notify)),
-    other("compress_build_logs_compression", NotYetUsed(Notify)),
-    other("compress_build_logs_silent", NotYetUsed(Notify)),
+    other("email_notification", NotImplemented(Notify, LATER)),
+    other("notification_sender", NotImplemented(Notify, LATER)),
+    other("enable_bitbucket_status", NotImplemented(Notify, LATER)),
+    other("compress_build_logs", NotImplemented(Notify, LATER)),
+    other("compress_build_logs_compression", NotImplemented(Notify, LATER)),
+    other("compress_build_logs_silent", NotImplemented(Notify, LATER)),
     // The web server's.
     other("server_store_uri", WebServer),
     other("queue_runner_endpoint", WebServer),
@@ -324,18 +330,19 @@ pub const DEFINITIONS: &[Definition] = &[
 pub const BLOCKS: &[BlockDefinition] = &[
     block("git-input", NotYetUsed(Evaluator)),
     block("statsd", NotYetUsed(Evaluator)),
-    block("hydra_notify", NotYetUsed(Notify)),
+    block("hydra_notify", NotImplemented(Notify, LATER)),
     block("github_authorization", NotYetUsed(Evaluator)),
     block("gitlab_authorization", NotYetUsed(Evaluator)),
     block("bitbucket_authorization", NotYetUsed(Evaluator)),
-    block("gitea_authorization", NotYetUsed(Notify)),
-    block("bitbucket", NotYetUsed(Notify)),
-    block("githubstatus", NotYetUsed(Notify)),
-    block("slack", NotYetUsed(Notify)),
-    block("circleci", NotYetUsed(Notify)),
-    block("influxdb", NotYetUsed(Notify)),
-    block("runcommand", NotYetUsed(Notify)),
-    block("dynamicruncommand", NotYetUsed(Notify)),
+    block("gitea_authorization", NotImplemented(Notify, LATER)),
+    block("bitbucket", NotImplemented(Notify, LATER)),
+    block("githubstatus", NotImplemented(Notify, LATER)),
+    block("slack", NotImplemented(Notify, LATER)),
+    block("circleci", NotImplemented(Notify, LATER)),
+    block("influxdb", NotImplemented(Notify, LATER)),
+    block("runcommand", UsedBy(Notify)),
+    block("webhook", UsedBy(Notify)),
+    block("dynamicruncommand", NotImplemented(Notify, LATER)),
     block(
         "hipchat",
         NotImplemented(Notify, "HipChat no longer exists"),
@@ -411,6 +418,9 @@ pub enum ConfigError {
         .service.name(), .service.hydra_program()
     )]
     NoSuchService { at: Source, service: Service },
+    /// A plugin's block of the notifier.
+    #[error(transparent)]
+    Plugin(#[from] PluginError),
     /// A path from the environment is not absolute.
     #[error("{name} is `{value}`: expected an absolute path")]
     BadEnvironment { name: &'static str, value: String },
@@ -524,6 +534,10 @@ pub struct Settings {
     pub nix_store_program: String,
     pub nix_daemon_program: String,
     pub max_concurrent_notifications: u32,
+    pub base_uri: String,
+    pub notification_timeout: Duration,
+    pub notification_max_age: Duration,
+    pub notification_history: Duration,
     /// HYDRA_DATA.
     pub data_dir: PathBuf,
     pub data_dir_source: Source,
@@ -711,6 +725,10 @@ pub fn survey(
         nix_store_program: values.text("nix_store_program"),
         nix_daemon_program: values.text("nix_daemon_program"),
         max_concurrent_notifications: values.count("max-concurrent-notifications"),
+        base_uri: values.text("base_uri"),
+        notification_timeout: values.seconds("notification_timeout"),
+        notification_max_age: values.seconds("notification_max_age"),
+        notification_history: values.seconds("notification_history"),
         ignore_settings,
         services,
         data_dir,
@@ -726,6 +744,10 @@ pub fn survey(
     // Rows are asked for in the order of the struct; show them in that of the table.
     rows.sort_by_key(|row| DEFINITIONS.iter().position(|d| d.key == row.key));
     judge_the_rest(&document, &settings, &mut rows, &mut errors);
+    if settings.services.contains(&Notify) {
+        let wrong = notify::plugins(&document).err().unwrap_or_default();
+        errors.extend(wrong.into_iter().map(ConfigError::Plugin));
+    }
 
     let mut remarks: Vec<String> = document.remarks.iter().map(|r| r.to_string()).collect();
     remarks.extend(repeated(&document));
@@ -885,6 +907,18 @@ fn judge(foreign: Foreign<'_>, settings: &Settings) -> (Row, Option<ConfigError>
                 service.hydra_program()
             ),
         ),
+        Some(Role::UsedBy(service)) if settings.services.contains(&service) => (
+            Verdict::Used,
+            format!("used by the service `{}`", service.name()),
+        ),
+        Some(Role::UsedBy(service)) => (
+            Verdict::Ignored,
+            format!(
+                "used by {}, or by hydrad where `services` has `{}`",
+                service.hydra_program(),
+                service.name()
+            ),
+        ),
         Some(Role::WebServer) => (Verdict::Ignored, "used by the web server".to_owned()),
         Some(Role::Deprecated(advice)) => (Verdict::Deprecated, advice.to_owned()),
         Some(Role::NotImplemented(service, why)) if settings.services.contains(&service) => {
@@ -994,10 +1028,6 @@ impl Values<'_> {
             },
             None => (default.to_owned(), Source::Default, None),
         };
-        if let (Verdict::Used, Some(why)) = (verdict, not_yet(key)) {
-            verdict = Verdict::NotYetUsed;
-            note = why;
-        }
         // It may hold a password; the report on the database shows the rest.
         let shown = match (key, text.as_str()) {
             ("database", "") => String::new(),
@@ -1112,7 +1142,7 @@ impl Values<'_> {
             (!services.is_empty()).then_some(services)
         };
         let (services, at) = self.value("services", Self::default_of("services"), parse);
-        for service in services.iter().copied().filter(|s| *s != QueueRunner) {
+        for service in services.iter().copied().filter(|s| *s == Evaluator) {
             let at = at.clone();
             self.errors.push(ConfigError::NoSuchService { at, service });
         }

@@ -19,7 +19,7 @@ pub const VERSION_MIN: i32 = 82;
 /// The newest version of Hydra's tables that is known.
 pub const VERSION_MAX: i32 = 87;
 /// Version of our own tables.
-pub const HYDRAD_VERSION: i32 = 3;
+pub const HYDRAD_VERSION: i32 = 4;
 
 const HYDRA_87: &str = include_str!("../../sql/schema/hydra-87.sql");
 const HYDRA_85_FROM_87: &str = include_str!("../../sql/schema/hydra-85-from-87.sql");
@@ -28,6 +28,7 @@ const HYDRAD: &str = include_str!("../../sql/schema/hydrad.sql");
 const HYDRAD_STEPS: &[(i32, &str)] = &[
     (2, include_str!("../../sql/schema/hydrad-2.sql")),
     (3, include_str!("../../sql/schema/hydrad-3.sql")),
+    (4, include_str!("../../sql/schema/hydrad-4.sql")),
 ];
 const FIND_COLUMNS: &str = include_str!("../../sql/schema/find_columns.sql");
 const SHOW_VERSION: &str = include_str!("../../sql/schema/show_version.sql");
@@ -144,6 +145,8 @@ const RIGHTS_USED: &[(&str, &[&str])] = &[
     ("hydrad.machine_orders", &["SELECT"]),
     ("hydrad.left_busy", &["SELECT", "INSERT", "DELETE"]),
     ("hydrad.emergencies", &["SELECT"]),
+    ("hydrad.notifier", &["SELECT"]),
+    ("hydrad.events", &["INSERT"]),
 ];
 
 /// Tables whose presence means that a database is not empty, though SchemaVersion is missing.

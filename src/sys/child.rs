@@ -120,6 +120,46 @@ pub fn run_with_input(
     })
 }
 
+/// How often a child that is waited for is looked after beside its own end.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// Runs a program to its end with nothing to read and its words in a file, for `time_max` at most or until `stopping`; then its
+/// process group is ended.
+///
+/// # Errors
+/// What the system says of starting it; name the program when passing it on.
+pub fn run_logged(
+    command: &mut Command,
+    log: &File,
+    time_max: Duration,
+    stopping: &dyn Fn() -> bool,
+) -> io::Result<Ended> {
+    for ours in OURS_ALONE {
+        command.env_remove(ours);
+    }
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log.try_clone()?)
+        .process_group(0)
+        .spawn()?;
+    let until = Instant::now() + time_max;
+    let mut child = PipedChild {
+        child,
+        status: None,
+    };
+    let mut status = None;
+    while status.is_none() && Instant::now() < until && !stopping() {
+        status = child.wait_until(until.min(Instant::now() + LOOK_EVERY));
+    }
+    let late = status.is_none();
+    Ok(Ended {
+        status: status.or_else(|| child.end(Duration::ZERO)),
+        late,
+        words: String::new(),
+    })
+}
+
 /// A file without a name, in memory.
 fn memory_file() -> io::Result<File> {
     // SAFETY: the name is a NUL-terminated literal.

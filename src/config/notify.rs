@@ -1,0 +1,328 @@
+//! The plugins' blocks of hydra.conf, typed. Knows their keys and defaults; does not know what a plugin does with them.
+//!
+//! A secret is named by its file and read when it is used, so that a changed one counts at once.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::hydra_conf::{Assignment, Block, Document, Origin};
+use super::pattern::Pattern;
+use super::settings::parse_seconds;
+
+/// Why a plugin's block cannot be used.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{at}: {what}")]
+pub struct PluginError {
+    pub at: Origin,
+    pub what: String,
+}
+
+fn wrong(at: &Origin, what: impl Into<String>) -> PluginError {
+    PluginError {
+        at: at.clone(),
+        what: what.into(),
+    }
+}
+
+/// All plugins that are configured.
+#[derive(Clone, Debug, Default)]
+pub struct Plugins {
+    pub run_commands: Vec<RunCommand>,
+    pub webhooks: Vec<Webhook>,
+}
+
+/// `<runcommand>`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RunCommand {
+    /// As written; it goes into RunCommandLogs.
+    pub job: String,
+    pub command: String,
+    pub events: Vec<String>,
+    pub time_max: Duration,
+}
+
+/// `<webhook>`.
+#[derive(Clone, Debug)]
+pub struct Webhook {
+    pub name: String,
+    pub url: String,
+    /// `None`: all jobs.
+    pub jobs: Option<Pattern>,
+    /// Names of Hydra's hooks.
+    pub events: Vec<String>,
+    pub secret_file: Option<PathBuf>,
+    pub headers: Vec<(String, HeaderValue)>,
+    /// JSON with `{{...}}` in its texts; `None`: the whole document.
+    pub template: Option<serde_json::Value>,
+    pub time_max: Option<Duration>,
+}
+
+/// What a header says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum HeaderValue {
+    Text(String),
+    /// The first line of a file.
+    File(PathBuf),
+}
+
+/// A command of RunCommand may take this long unless its block says otherwise.
+const COMMAND_TIME: Duration = Duration::from_secs(3_600);
+
+/// Reads all plugins' blocks.
+///
+/// # Errors
+/// Everything that is wrong with them.
+pub fn plugins(document: &Document) -> Result<Plugins, Vec<PluginError>> {
+    let root = &document.root;
+    let mut errors = Vec::new();
+    let mut plugins = Plugins {
+        run_commands: all(root, "runcommand", run_command, &mut errors),
+        webhooks: all(root, "webhook", webhook, &mut errors),
+    };
+    plugins.run_commands.retain(|run| !run.command.is_empty());
+    let mut names: Vec<&str> = Vec::new();
+    for (webhook, block) in plugins.webhooks.iter().zip(root.blocks_named("webhook")) {
+        if names.contains(&webhook.name.as_str()) {
+            let what = format!(
+                "there are two webhooks `{}`; give this one another `name`",
+                webhook.name
+            );
+            errors.push(wrong(&block.at, what));
+        }
+        names.push(&webhook.name);
+    }
+    match errors.is_empty() {
+        true => Ok(plugins),
+        false => Err(errors),
+    }
+}
+
+fn all<T>(
+    root: &Block,
+    name: &str,
+    read: impl Fn(&Block) -> Result<T, PluginError>,
+    errors: &mut Vec<PluginError>,
+) -> Vec<T> {
+    let mut read_all = Vec::new();
+    for block in root.blocks_named(name) {
+        match read(block) {
+            Ok(one) => read_all.push(one),
+            Err(error) => errors.push(error),
+        }
+    }
+    read_all
+}
+
+fn text(block: &Block, key: &str) -> Option<String> {
+    block.get(key).map(|a| a.text.trim().to_owned())
+}
+
+fn required(block: &Block, key: &str) -> Result<String, PluginError> {
+    text(block, key)
+        .filter(|text| !text.is_empty())
+        .ok_or_else(|| wrong(&block.at, format!("<{}> needs `{key} = ...`", block.name)))
+}
+
+fn words(block: &Block, key: &str) -> Option<Vec<String>> {
+    text(block, key).map(|text| text.split_whitespace().map(str::to_owned).collect())
+}
+
+fn known_keys(block: &Block, keys: &[&str]) -> Result<(), PluginError> {
+    let unknown = block
+        .assignments
+        .iter()
+        .find(|a| !keys.contains(&a.key.as_str()));
+    match unknown {
+        None => Ok(()),
+        Some(a) => Err(wrong(
+            &a.at,
+            format!(
+                "<{}> has no `{}`; it has {}",
+                block.name,
+                a.key,
+                keys.join(", ")
+            ),
+        )),
+    }
+}
+
+fn seconds(block: &Block, key: &str) -> Result<Option<Duration>, PluginError> {
+    let Some(a) = block.get(key) else {
+        return Ok(None);
+    };
+    match parse_seconds(&a.text).filter(|time| !time.is_zero()) {
+        Some(time) => Ok(Some(time)),
+        None => Err(wrong(
+            &a.at,
+            format!(
+                "`{key} = {}`: expected a number of seconds, such as 600 or 10m",
+                a.text
+            ),
+        )),
+    }
+}
+
+fn file(a: &Assignment, path: &str) -> Result<PathBuf, PluginError> {
+    let path = PathBuf::from(path.trim());
+    match path.is_absolute() {
+        true => Ok(path),
+        false => Err(wrong(
+            &a.at,
+            format!("`{}`: expected an absolute path", a.key),
+        )),
+    }
+}
+
+fn run_command(block: &Block) -> Result<RunCommand, PluginError> {
+    let job = text(block, "job").unwrap_or_else(|| "*:*:*".to_owned());
+    if job.split(':').count() > 3 {
+        let what = format!("`job = {job}`: expected PROJECT:JOBSET:JOB, each a name or *");
+        return Err(wrong(&block.at, what));
+    }
+    let command = text(block, "command").unwrap_or_default();
+    if command.is_empty() {
+        log::warn!(
+            "{}: <runcommand> without `command`: it does nothing",
+            block.at
+        );
+    }
+    Ok(RunCommand {
+        job,
+        command,
+        events: words(block, "events").unwrap_or_else(|| vec!["buildFinished".to_owned()]),
+        time_max: seconds(block, "timeout")?.unwrap_or(COMMAND_TIME),
+    })
+}
+
+/// Headers that are ours to set.
+const OUR_HEADERS: [&str; 4] = ["content-length", "host", "transfer-encoding", "connection"];
+
+fn webhook(block: &Block) -> Result<Webhook, PluginError> {
+    const KEYS: [&str; 9] = [
+        "name",
+        "url",
+        "jobs",
+        "events",
+        "secret_file",
+        "header",
+        "header_file",
+        "template",
+        "timeout",
+    ];
+    known_keys(block, &KEYS)?;
+    let url = required(block, "url")?;
+    let host = match url.split_once("://") {
+        Some(("http" | "https", rest)) => rest.split(['/', '?']).next().unwrap_or(""),
+        _ => "",
+    };
+    if host.is_empty() || host.contains('@') {
+        // It may be a secret: not repeated.
+        let what = "`url`: expected http://HOST/... or https://HOST/..., without a password";
+        return Err(wrong(&block.at, what));
+    }
+    let jobs = match block.get("jobs") {
+        None => None,
+        Some(a) => {
+            let of = |why| wrong(&a.at, format!("`jobs = {}`: {why}", a.text));
+            Some(Pattern::new(&a.text).map_err(of)?)
+        }
+    };
+    let template = match block.get("template") {
+        None => None,
+        Some(a) => {
+            let of = |error| wrong(&a.at, format!("`template` is not JSON: {error}"));
+            Some(serde_json::from_str(&a.text).map_err(of)?)
+        }
+    };
+    let mut headers = Vec::new();
+    for (key, is_file) in [("header", false), ("header_file", true)] {
+        for a in block.all(key) {
+            let Some((name, value)) = a.text.split_once(':') else {
+                return Err(wrong(&a.at, format!("`{key}`: expected NAME: VALUE")));
+            };
+            let (name, value) = (name.trim(), value.trim());
+            let is_name = !name.is_empty()
+                && name
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+            if !is_name || OUR_HEADERS.contains(&name.to_ascii_lowercase().as_str()) {
+                return Err(wrong(&a.at, format!("`{key}`: `{name}` cannot be set")));
+            }
+            let value = match is_file {
+                true => HeaderValue::File(file(a, value)?),
+                false => HeaderValue::Text(value.to_owned()),
+            };
+            headers.push((name.to_owned(), value));
+        }
+    }
+    Ok(Webhook {
+        name: text(block, "name")
+            .filter(|name| !name.is_empty())
+            .unwrap_or_else(|| host.to_owned()),
+        jobs,
+        events: words(block, "events").unwrap_or_else(|| vec!["buildFinished".to_owned()]),
+        secret_file: match block.get("secret_file") {
+            None => None,
+            Some(a) => Some(file(a, &a.text)?),
+        },
+        headers,
+        template,
+        time_max: seconds(block, "timeout")?,
+        url,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::hydra_conf;
+    use std::path::Path;
+
+    fn read(text: &str) -> Result<Plugins, String> {
+        let none = |_: &Path| Err(std::io::Error::other("no includes"));
+        let document =
+            hydra_conf::parse(Path::new("/hydra.conf"), text.as_bytes(), &none).expect("syntax");
+        plugins(&document).map_err(|errors| errors.iter().map(|e| format!("{e}\n")).collect())
+    }
+
+    #[test]
+    fn blocks_are_typed_and_what_is_wrong_names_its_line_and_no_secret() {
+        let plugins = read(
+            "<runcommand>\n command = cat $HYDRA_JSON\n</runcommand>\n\
+             <runcommand>\n job = a:*\n</runcommand>\n\
+             <webhook>\n url = https://example.org/x\n header = X-A: b\n header_file = Authorization: /s\n\
+             jobs = a:.*\n template = {\"text\": \"{{build.job}}\"}\n</webhook>\n",
+        )
+        .expect("good blocks");
+        assert_eq!(plugins.run_commands.len(), 1);
+        assert_eq!(plugins.run_commands[0].job, "*:*:*");
+        let webhook = &plugins.webhooks[0];
+        assert_eq!(webhook.name, "example.org");
+        assert_eq!(webhook.events, ["buildFinished"]);
+        let file = HeaderValue::File(PathBuf::from("/s"));
+        assert_eq!(webhook.headers[1], ("Authorization".to_owned(), file));
+
+        for (block, error) in [
+            ("url = ftp://u:secret@x/", "`url`: expected http"),
+            ("url = https://u:secret@x/", "`url`: expected http"),
+            ("url = https://x/\njobs = (?!a)", "jobs = (?!a)"),
+            ("url = https://x/\nsecret_file = s", "absolute path"),
+            ("url = https://x/\nheader = Host: s", "`Host` cannot be set"),
+            ("url = https://x/\ntemplate = {{x}}", "not JSON"),
+            ("url = https://x/\ntimeout = soon", "number of seconds"),
+            ("url = https://x/\nurls = 1", "has no `urls`"),
+            ("name = a", "needs `url"),
+        ] {
+            let refused = read(&format!("<webhook>\n{block}\n</webhook>\n")).expect_err(block);
+            assert!(
+                refused.contains(error) && !refused.contains("secret@"),
+                "{refused}"
+            );
+            assert!(refused.starts_with("/hydra.conf:"), "{refused}");
+        }
+        let twice = "<webhook>\nurl = http://x/\n</webhook>\n".repeat(2);
+        assert!(read(&twice)
+            .expect_err("twice")
+            .contains("two webhooks `x`"));
+    }
+}

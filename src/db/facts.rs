@@ -1,0 +1,185 @@
+//! What notifications tell of: builds with their outputs, products and metrics; and the rows of RunCommandLogs.
+//!
+//! Only what plugins need is read: an evaluation's text, say, never is.
+
+use super::pool::Conn;
+use super::DbError;
+use crate::model::UnixSecs;
+
+/// A build.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct BuildFacts {
+    pub id: i32,
+    pub finished: bool,
+    pub timestamp: i32,
+    pub project: String,
+    pub jobset: String,
+    pub jobset_id: i32,
+    pub job: String,
+    pub drv_path: String,
+    pub start_time: Option<i32>,
+    pub stop_time: Option<i32>,
+    pub status: Option<i32>,
+    pub nix_name: Option<String>,
+    pub system: String,
+    pub homepage: Option<String>,
+    pub description: Option<String>,
+    pub license: Option<String>,
+    pub is_cached: bool,
+    pub size: Option<i64>,
+    pub closure_size: Option<i64>,
+    pub enable_email: bool,
+    pub email_override: String,
+    pub maintainers: Option<String>,
+}
+
+impl BuildFacts {
+    /// `PROJECT:JOBSET:JOB`.
+    pub fn job_name(&self) -> String {
+        format!("{}:{}:{}", self.project, self.jobset, self.job)
+    }
+}
+
+/// What belongs to a build.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Results {
+    /// Name and path.
+    pub outputs: Vec<(String, Option<String>)>,
+    pub products: Vec<Product>,
+    pub metrics: Vec<Metric>,
+}
+
+/// A row of BuildProducts.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Product {
+    pub number: i32,
+    pub kind: String,
+    pub subtype: String,
+    pub file_size: Option<i64>,
+    pub sha256: Option<String>,
+    pub path: Option<String>,
+    pub name: String,
+    pub default_path: Option<String>,
+}
+
+/// A row of BuildMetrics.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Metric {
+    pub name: String,
+    pub unit: Option<String>,
+    pub value: f64,
+}
+
+/// A build; `None` if it was deleted.
+///
+/// # Errors
+/// Of the database, as with all of these.
+pub fn build(conn: &mut Conn, id: i32) -> Result<Option<BuildFacts>, DbError> {
+    let rows = conn.query(include_str!("../../sql/notify/select_build.sql"), &[&id])?;
+    let facts = |row: &postgres::Row| BuildFacts {
+        id: row.get(0),
+        finished: row.get::<_, i32>(1) != 0,
+        timestamp: row.get(2),
+        project: row.get(3),
+        jobset: row.get(4),
+        job: row.get(5),
+        drv_path: row.get(6),
+        start_time: row.get(7),
+        stop_time: row.get(8),
+        status: row.get(9),
+        nix_name: row.get(10),
+        system: row.get(11),
+        homepage: row.get(12),
+        description: row.get(13),
+        license: row.get(14),
+        jobset_id: row.get(15),
+        is_cached: row.get::<_, Option<i32>>(16).unwrap_or(0) != 0,
+        size: row.get(17),
+        closure_size: row.get(18),
+        enable_email: row.get::<_, i32>(19) != 0,
+        email_override: row.get(20),
+        maintainers: row.get(21),
+    };
+    Ok(rows.first().map(facts))
+}
+
+/// What belongs to a build.
+pub fn results(conn: &mut Conn, id: i32) -> Result<Results, DbError> {
+    let outputs = conn.query(include_str!("../../sql/notify/select_outputs.sql"), &[&id])?;
+    let products = conn.query(include_str!("../../sql/notify/select_products.sql"), &[&id])?;
+    let metrics = conn.query(include_str!("../../sql/notify/select_metrics.sql"), &[&id])?;
+    Ok(Results {
+        outputs: outputs.iter().map(|r| (r.get(0), r.get(1))).collect(),
+        products: products
+            .iter()
+            .map(|row| Product {
+                number: row.get(0),
+                kind: row.get(1),
+                subtype: row.get(2),
+                file_size: row.get(3),
+                sha256: row.get(4),
+                path: row.get(5),
+                name: row.get(6),
+                default_path: row.get(7),
+            })
+            .collect(),
+        metrics: metrics
+            .iter()
+            .map(|row| Metric {
+                name: row.get(0),
+                unit: row.get(1),
+                value: row.get(2),
+            })
+            .collect(),
+    })
+}
+
+/// How a command of RunCommand ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct CommandEnd {
+    /// It could not be started: the system's number.
+    pub error_number: Option<i32>,
+    pub exit_code: Option<i32>,
+    pub signal: Option<i32>,
+    pub core_dumped: Option<bool>,
+}
+
+/// A command begins; its row's id and uuid.
+pub fn begin_command(
+    conn: &mut Conn,
+    matcher: &str,
+    build: i32,
+    command: &str,
+    now: UnixSecs,
+) -> Result<(i32, String), DbError> {
+    let now = i32::try_from(now).unwrap_or(i32::MAX);
+    let sql = include_str!("../../sql/notify/begin_command.sql");
+    let rows = conn.query(sql, &[&matcher, &build, &command, &now])?;
+    Ok((rows[0].get(0), rows[0].get(1)))
+}
+
+/// A command has ended.
+pub fn end_command(
+    conn: &mut Conn,
+    id: i32,
+    end: CommandEnd,
+    now: UnixSecs,
+) -> Result<(), DbError> {
+    let now = i32::try_from(now).unwrap_or(i32::MAX);
+    let sql = include_str!("../../sql/notify/end_command.sql");
+    let end = [
+        &id as &(dyn postgres::types::ToSql + Sync),
+        &now,
+        &end.error_number,
+        &end.exit_code,
+        &end.signal,
+        &end.core_dumped,
+    ];
+    conn.execute(sql, &end).map(drop)
+}
+
+/// Projects whose job sets a build of theirs defines, the first few.
+pub fn declarative_projects(conn: &mut Conn) -> Result<Vec<String>, DbError> {
+    let rows = conn.query(include_str!("../../sql/notify/select_declarative.sql"), &[])?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}

@@ -1,0 +1,599 @@
+//! The thread in the middle of the notifier: from what is heard to the ledger, from the ledger to the plan, from the plan to the
+//! threads that tell, and what became of it back into the ledger.
+//!
+//! One **generation** lasts from taking the service's lock to losing it. What was being told when it was lost is answered in a
+//! later generation, and recorded then unless somebody else has decided about it meanwhile.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{bounded, select, Receiver, Sender};
+
+use super::event::{self, Event, CHANNELS, DUMP_METRICS};
+use super::plan::{Decision, Ended, Key, Manner, Plan, Waiting, WAITING_MAX};
+use super::plugins::{Failure, Plugin};
+use super::{Config, APPLICATION_NAME};
+use crate::base::text;
+use crate::config::settings::Settings;
+use crate::db::ledger::{EventRow, Ledger, Outcome, State, WaitingRow, PLANNED_MAX};
+use crate::db::locks::ServiceLock;
+use crate::db::pool::Pool;
+use crate::db::{DbError, DbTarget, Listener, Notification};
+use crate::model::{Millis, UnixSecs};
+use crate::sys::clock::PlanClock;
+use crate::sys::signals::Signal;
+use crate::sys::{heartbeat, thread};
+
+/// Notifications that may wait for the dispatcher; more wait in PostgreSQL's queue, which holds gigabytes.
+const HEARD: usize = 8_192;
+/// Notifications taken into the ledger in one transaction.
+const HEARD_AT_ONCE: usize = 1_000;
+/// How often the listener looks whether it is to end.
+const LISTEN_LOOK: Duration = Duration::from_millis(200);
+/// How often the lock is made sure of, what was left over is looked at, and old rows are deleted.
+const CHECK_EVERY: Duration = Duration::from_secs(10);
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
+const CLEAN_EVERY: Duration = Duration::from_secs(3_600);
+/// What was given up is kept so many times as long as what was delivered.
+const GIVEN_UP_FACTOR: i64 = 10;
+/// Of an error so many bytes are recorded.
+const ERROR_BYTES_MAX: usize = 1_000;
+
+/// Something for a thread to tell.
+pub struct Job {
+    pub generation: u64,
+    pub event_id: i64,
+    pub target: usize,
+    pub event: Event,
+    pub plugin: Arc<dyn Plugin>,
+}
+
+/// What became of it.
+pub struct Done {
+    pub generation: u64,
+    pub event_id: i64,
+    pub target: usize,
+    /// The event, for the log.
+    pub words: String,
+    pub result: Result<(), Failure>,
+}
+
+/// Why serving ended without an error.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Why {
+    Stop,
+    StandBy,
+}
+
+pub struct Dispatcher {
+    plugins: Vec<Arc<dyn Plugin>>,
+    targets: Vec<String>,
+    /// Channels that somebody wants to hear of.
+    channels: Vec<&'static str>,
+    pool: Pool,
+    ledger: Option<Ledger>,
+    clock: PlanClock,
+    threads: usize,
+    age_max: Duration,
+    keep: Duration,
+    plan: Plan,
+    generation: u64,
+    /// The events in the plan.
+    events: BTreeMap<i64, (Event, usize)>,
+    /// Being told now, in whatever generation it began.
+    in_flight: BTreeSet<Key>,
+    /// Decided, and not yet in the ledger.
+    unrecorded: Vec<Outcome>,
+    /// Targets with more in the ledger than in the plan.
+    more: Vec<bool>,
+    /// There may be new events in the ledger.
+    fresh: bool,
+    jobs: Sender<Job>,
+    done: Receiver<Done>,
+}
+
+impl Dispatcher {
+    pub fn new(
+        settings: &Settings,
+        plugins: &[Arc<dyn Plugin>],
+        pool: Pool,
+        jobs: Sender<Job>,
+        done: Receiver<Done>,
+    ) -> Dispatcher {
+        let wanted =
+            |channel: &&'static str| plugins.iter().any(|p| p.channels().contains(channel));
+        let mut channels: Vec<&'static str> = CHANNELS.into_iter().filter(wanted).collect();
+        // Its builds are marked as told even if nobody wants to know.
+        if !channels.contains(&"build_finished") {
+            channels.push("build_finished");
+        }
+        let mut dispatcher = Dispatcher {
+            targets: plugins.iter().map(|p| p.target().to_owned()).collect(),
+            plugins: plugins.to_vec(),
+            channels,
+            pool,
+            ledger: None,
+            clock: PlanClock::start(),
+            threads: settings.max_concurrent_notifications as usize,
+            age_max: settings.notification_max_age,
+            keep: settings.notification_history,
+            plan: Plan::new(1, 0, &[]),
+            generation: 0,
+            events: BTreeMap::new(),
+            in_flight: BTreeSet::new(),
+            unrecorded: Vec::new(),
+            more: vec![false; plugins.len()],
+            fresh: true,
+            jobs,
+            done,
+        };
+        dispatcher.plan = dispatcher.new_plan();
+        dispatcher
+    }
+
+    fn new_plan(&self) -> Plan {
+        let age_ms_max = u64::try_from(self.age_max.as_millis()).unwrap_or(u64::MAX);
+        let manners: Vec<Manner> = self.plugins.iter().map(|plugin| plugin.manner()).collect();
+        Plan::new(self.threads, age_ms_max, &manners)
+    }
+
+    /// Calls under way.
+    pub fn running(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// Serves as the active notifier until told to stop.
+    ///
+    /// # Errors
+    /// When the database or our lock on it is lost; what is under way goes on.
+    pub fn serve(
+        &mut self,
+        config: &Config,
+        mut lock: Box<ServiceLock>,
+        signals: &Receiver<Signal>,
+    ) -> Result<Why, DbError> {
+        self.generation += 1;
+        self.plan = self.new_plan();
+        self.events.clear();
+        self.ledger = Some(Ledger::new(self.pool.clone(), lock.proof()?));
+        // First, so that nothing is missed between looking and listening.
+        let ear = Ear::listen(&config.target, &self.channels)?;
+        self.take_over()?;
+        log::info!("notifier: active");
+        let (mut checked, mut swept, mut cleaned) =
+            (Instant::now(), Instant::now(), None::<Instant>);
+        let mut heard = Vec::new();
+        loop {
+            self.plan_new()?;
+            self.reload()?;
+            self.give_out();
+            self.record()?;
+            if config.queued_only && !self.plan.has_untried() && !self.more.contains(&true) {
+                return Ok(Why::Stop);
+            }
+            let now = self.clock.now();
+            let wake = match self.in_flight.len() < self.threads {
+                true => self.plan.wake_at().map_or(u64::MAX, |at| at.since(now)),
+                false => u64::MAX,
+            };
+            let pause =
+                Duration::from_millis(wake).min(CHECK_EVERY.saturating_sub(checked.elapsed()));
+            heartbeat::idle("waiting for something to tell");
+            select! {
+                recv(signals) -> signal => match signal {
+                    Ok(Signal::Reload) => log::info!("notifier: files with secrets are read anew for each call; other settings need a restart"),
+                    Ok(Signal::Stop) | Err(_) => return Ok(Why::Stop),
+                },
+                recv(ear.heard) -> message => match message {
+                    Ok(Ok(message)) => heard.push(message),
+                    Ok(Err(error)) => return Err(error),
+                    Err(_) => return Err(DbError::ListenerLost { reason: "its thread has ended".to_owned() }),
+                },
+                recv(self.done) -> done => if let Ok(done) = done { self.ended(done) },
+                default(pause) => {}
+            }
+            heartbeat::busy("writing the ledger");
+            while heard.len() < HEARD_AT_ONCE {
+                match ear.heard.try_recv() {
+                    Ok(Ok(message)) => heard.push(message),
+                    Ok(Err(error)) => {
+                        self.hear(&mut heard)?;
+                        return Err(error);
+                    }
+                    Err(_) => break,
+                }
+            }
+            while let Ok(done) = self.done.try_recv() {
+                self.ended(done);
+            }
+            self.record()?;
+            self.hear(&mut heard)?;
+            if checked.elapsed() >= CHECK_EVERY {
+                lock.check()?;
+                checked = Instant::now();
+            }
+            if swept.elapsed() >= SWEEP_EVERY {
+                self.sweep()?;
+                swept = Instant::now();
+            }
+            if cleaned.is_none_or(|at| at.elapsed() >= CLEAN_EVERY) {
+                self.clean()?;
+                cleaned = Some(Instant::now());
+            }
+        }
+    }
+
+    /// Waits for what is under way, and records it.
+    pub fn finish(&mut self, patience: Duration) {
+        let until = Instant::now() + patience;
+        while !self.in_flight.is_empty() {
+            match self.done.recv_deadline(until) {
+                Ok(done) => self.ended(done),
+                Err(_) => break,
+            }
+            if let Err(error) = self.record() {
+                log::warn!("notifier: {error}");
+            }
+        }
+        if let Err(error) = self.record() {
+            log::warn!("notifier: {error}; what was told just now may be told again");
+        }
+    }
+
+    fn ledger(&self) -> &Ledger {
+        self.ledger
+            .as_ref()
+            .expect("BUG: the ledger is written without the lock")
+    }
+
+    fn now_secs(&self) -> UnixSecs {
+        crate::sys::clock::unix_now()
+    }
+
+    /// What an active notifier does first.
+    fn take_over(&mut self) -> Result<(), DbError> {
+        self.record()?;
+        let now = self.now_secs();
+        let held_before = now - i64::try_from(self.age_max.as_secs()).unwrap_or(0);
+        self.ledger().take_over(now, held_before, &self.targets)?;
+        self.adopt(held_before)?;
+        self.ledger().recover_pending(now, held_before)?;
+        self.ledger().sign_of_life(now, &self.channels)?;
+        let backlog = crate::db::ledger::backlog(&mut *self.pool.get(Duration::from_secs(30))?)?;
+        if backlog.held > 0 {
+            log::warn!(
+                "notifier: {} events are older than {} and held; `hydrad notifications` shows them, and `hydrad notifications \
+                 replay` or `discard` decides",
+                backlog.held,
+                text::duration(self.age_max.as_secs() as i64),
+            );
+        }
+        self.fresh = true;
+        self.more = vec![true; self.plugins.len()];
+        Ok(())
+    }
+
+    /// An operator has decided about rows: what is not being told is read anew.
+    fn forget(&mut self) {
+        for key in self.plan.forget_idle() {
+            self.release(key.event);
+        }
+        self.more = vec![true; self.plugins.len()];
+    }
+
+    fn adopt(&mut self, held_before: UnixSecs) -> Result<(), DbError> {
+        let classes: Vec<(&str, String)> = self
+            .plugins
+            .iter()
+            .filter_map(|plugin| Some((plugin.class()?, plugin.target().to_owned())))
+            .collect();
+        if classes.is_empty() {
+            return Ok(());
+        }
+        let is_event = |channel: &str, payload: &str| event::parse(channel, payload).is_ok();
+        let adopted = self
+            .ledger()
+            .adopt_retries(held_before, &classes, is_event)?;
+        if adopted > 0 {
+            log::info!(
+                "notifier: {adopted} rows of TaskRetries are taken over from Hydra's notifier"
+            );
+            self.more = vec![true; self.plugins.len()];
+        }
+        Ok(())
+    }
+
+    fn sweep(&mut self) -> Result<(), DbError> {
+        let now = self.now_secs();
+        self.ledger().sign_of_life(now, &self.channels)?;
+        self.ledger().sweep()?;
+        let held_before = now - i64::try_from(self.age_max.as_secs()).unwrap_or(0);
+        self.fresh = true;
+        self.adopt(held_before)
+    }
+
+    fn clean(&self) -> Result<(), DbError> {
+        let now = self.now_secs();
+        let keep = i64::try_from(self.keep.as_secs()).unwrap_or(i64::MAX / GIVEN_UP_FACTOR);
+        let deleted = self.ledger().delete_old(
+            now.saturating_sub(keep),
+            now.saturating_sub(keep.saturating_mul(GIVEN_UP_FACTOR)),
+        )?;
+        if deleted > 0 {
+            log::debug!("notifier: {deleted} old events are deleted from the ledger");
+        }
+        Ok(())
+    }
+
+    /// Takes what was heard into the ledger.
+    fn hear(&mut self, heard: &mut Vec<Notification>) -> Result<(), DbError> {
+        if heard.iter().any(|message| message.channel == RELEASED) {
+            self.forget();
+        }
+        self.fresh |= !heard.is_empty();
+        heard.retain(|message| match message.channel.as_str() {
+            DUMP_METRICS | RELEASED => false,
+            channel => match event::parse(channel, &message.payload) {
+                Ok(_) => true,
+                Err(error) => {
+                    log::warn!("{error}");
+                    false
+                }
+            },
+        });
+        if !heard.is_empty() {
+            self.ledger().hear(self.now_secs(), heard)?;
+            heard.clear();
+        }
+        Ok(())
+    }
+
+    /// Plans deliveries for new events.
+    fn plan_new(&mut self) -> Result<(), DbError> {
+        while self.fresh {
+            let plugins = &self.plugins;
+            let targets_of = |event: &EventRow| {
+                plugins
+                    .iter()
+                    .filter(|plugin| plugin.channels().contains(&event.channel.as_str()))
+                    .map(|plugin| plugin.target().to_owned())
+                    .collect()
+            };
+            let (looked_at, waiting) = self.ledger().plan(self.now_secs(), targets_of)?;
+            for row in waiting {
+                self.add(row);
+            }
+            self.fresh = looked_at >= PLANNED_MAX as usize;
+            self.give_out();
+        }
+        Ok(())
+    }
+
+    /// Takes in what did not fit before.
+    fn reload(&mut self) -> Result<(), DbError> {
+        for target in 0..self.plugins.len() {
+            if self.more[target] && self.plan.waiting(target) <= WAITING_MAX / 2 {
+                self.more[target] = false;
+                for row in self.ledger().waiting(&self.targets[target], WAITING_MAX)? {
+                    self.add(row);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, row: WaitingRow) {
+        let Some(target) = self.targets.iter().position(|name| *name == row.target) else {
+            return;
+        };
+        let event = row.event.id;
+        let key = Key { event, target };
+        if self.plan.contains(key) || self.in_flight.contains(&key) {
+            return;
+        }
+        if !self.plan.has_room(target) {
+            self.more[target] = true;
+            return;
+        }
+        let parsed = match event::parse(&row.event.channel, &row.event.payload) {
+            Ok(parsed) => parsed,
+            Err(error) => {
+                // Only rows that somebody wrote by hand.
+                self.unrecorded.push(self.outcome(
+                    key,
+                    State::GivenUp,
+                    row.attempts,
+                    0,
+                    Some(error.to_string()),
+                ));
+                return;
+            }
+        };
+        self.events.entry(event).or_insert((parsed, 0)).1 += 1;
+        let waiting = Waiting {
+            key,
+            builds: row.event.builds,
+            at: Millis::from_secs(u64::try_from(row.event.at).unwrap_or(0)),
+            attempts: row.attempts,
+            due: Millis::from_secs(u64::try_from(row.due_at).unwrap_or(0)),
+        };
+        for (key, decision) in self.plan.add(self.clock.now(), waiting) {
+            self.decided(key, decision, None);
+        }
+    }
+
+    /// Gives the threads whatever may be told now.
+    fn give_out(&mut self) {
+        while self.in_flight.len() < self.threads {
+            let Some((key, _)) = self.plan.next(self.clock.now()) else {
+                return;
+            };
+            let (event, _) = self
+                .events
+                .get(&key.event)
+                .expect("BUG: an event of the plan is known");
+            self.in_flight.insert(key);
+            let job = Job {
+                generation: self.generation,
+                event_id: key.event,
+                target: key.target,
+                event: event.clone(),
+                plugin: self.plugins[key.target].clone(),
+            };
+            if self.jobs.send(job).is_err() {
+                log::error!("notifier: all its threads have ended");
+                std::process::exit(1);
+            }
+        }
+    }
+
+    fn ended(&mut self, done: Done) {
+        let key = Key {
+            event: done.event_id,
+            target: done.target,
+        };
+        self.in_flight.remove(&key);
+        let (ended, words) = match done.result {
+            Ok(()) => (Ended::Delivered, None),
+            Err(failure) => (failure.ended, Some(failure.text)),
+        };
+        if done.generation == self.generation {
+            let decision = self.plan.ended(self.clock.now(), key, ended);
+            self.tell(&done.words, key, decision, words.as_deref());
+            self.decided(key, decision, words);
+            return;
+        }
+        // Begun before the lock was lost: if it failed it is simply tried again.
+        if ended == Ended::Delivered {
+            let outcome = self.outcome(key, State::Delivered, 1, 0, None);
+            self.unrecorded.push(outcome);
+        } else if let Some(more) = self.more.get_mut(key.target) {
+            *more = true;
+        }
+    }
+
+    fn tell(&self, event: &str, key: Key, decision: Decision, words: Option<&str>) {
+        let target = &self.targets[key.target];
+        let words = words.unwrap_or("");
+        match decision {
+            Decision::Delivered { .. } => log::debug!("{target}: told of {event}"),
+            Decision::Retry { due, attempts } => {
+                let secs = due.since(self.clock.now()).div_ceil(1_000);
+                log::warn!("{target}: cannot tell of {event}: {words}; try {attempts} failed, next in {secs} s");
+            }
+            Decision::Superseded { .. } => {
+                log::warn!(
+                    "{target}: cannot tell of {event}: {words}; a newer state takes its place"
+                );
+            }
+            Decision::GiveUp { attempts } => {
+                log::error!("{target}: cannot tell of {event}: {words}; given up after {attempts} tries, `hydrad notifications` shows it");
+            }
+        }
+    }
+
+    fn decided(&mut self, key: Key, decision: Decision, error: Option<String>) {
+        let (state, attempts, due) = match decision {
+            Decision::Delivered { attempts } => (State::Delivered, attempts, 0),
+            Decision::Retry { attempts, due } => (State::Waiting, attempts, due.secs()),
+            Decision::GiveUp { attempts } => (State::GivenUp, attempts, 0),
+            Decision::Superseded { attempts } => (State::Superseded, attempts, 0),
+        };
+        let outcome = self.outcome(key, state, attempts, due, error);
+        self.unrecorded.push(outcome);
+        if state != State::Waiting {
+            self.release(key.event);
+        }
+    }
+
+    fn outcome(
+        &self,
+        key: Key,
+        state: State,
+        attempts: u32,
+        due_at: UnixSecs,
+        error: Option<String>,
+    ) -> Outcome {
+        Outcome {
+            event: key.event,
+            target: self.targets[key.target].clone(),
+            class: self.plugins[key.target].class(),
+            state,
+            attempts,
+            due_at,
+            error: error.map(|error| text::presentable(error.as_bytes(), ERROR_BYTES_MAX)),
+        }
+    }
+
+    fn release(&mut self, event: i64) {
+        if let Some((_, count)) = self.events.get_mut(&event) {
+            *count -= 1;
+            if *count == 0 {
+                self.events.remove(&event);
+            }
+        }
+    }
+
+    /// Writes what was decided.
+    fn record(&mut self) -> Result<(), DbError> {
+        if self.unrecorded.is_empty() {
+            return Ok(());
+        }
+        // A delivery may have ended twice since: only the last counts.
+        let mut outcomes: BTreeMap<(i64, &str), Outcome> = BTreeMap::new();
+        for outcome in &self.unrecorded {
+            outcomes.insert((outcome.event, outcome.target.as_str()), outcome.clone());
+        }
+        let outcomes: Vec<Outcome> = outcomes.into_values().collect();
+        self.ledger().record(self.now_secs(), &outcomes)?;
+        self.unrecorded.clear();
+        Ok(())
+    }
+}
+
+/// An operator has released held events; empty payload.
+pub const RELEASED: &str = "hydrad_notifications";
+
+/// The thread that listens; it ends when this is dropped.
+struct Ear {
+    heard: Receiver<Result<Notification, DbError>>,
+    ending: Arc<AtomicBool>,
+}
+
+impl Ear {
+    /// From the return on nothing is missed, until an error comes out.
+    fn listen(target: &DbTarget, channels: &[&str]) -> Result<Ear, DbError> {
+        let mut channels = channels.to_vec();
+        channels.extend([DUMP_METRICS, RELEASED]);
+        let mut listener = Listener::connect(target, APPLICATION_NAME, &channels)?;
+        let (sender, heard) = bounded(HEARD);
+        let ending = Arc::new(AtomicBool::new(false));
+        let ended = ending.clone();
+        let body = move || {
+            while !ended.load(Ordering::SeqCst) {
+                heartbeat::idle("listening");
+                let message = match listener.next(LISTEN_LOOK) {
+                    Ok(None) => continue,
+                    Ok(Some(message)) => Ok(message),
+                    Err(error) => Err(error),
+                };
+                let last = message.is_err();
+                if sender.send(message).is_err() || last {
+                    return;
+                }
+            }
+        };
+        thread::spawn("notify-listen", body).map_err(|error| DbError::ListenerLost {
+            reason: format!("no thread for it: {error}"),
+        })?;
+        Ok(Ear { heard, ending })
+    }
+}
+
+impl Drop for Ear {
+    fn drop(&mut self) {
+        self.ending.store(true, Ordering::SeqCst);
+    }
+}

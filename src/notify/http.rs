@@ -1,0 +1,241 @@
+//! Telling web servers: one client for all plugins. Every call has a deadline from the first byte to the last; a host that asks
+//! for a pause gets it, whoever wants to talk to it.
+//!
+//! Addresses may be secrets (Slack's are): messages name the host alone.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use ureq::http::{HeaderMap, Request};
+use ureq::Agent;
+
+use super::plan::RETRY_AFTER_MS_MAX;
+use super::plugins::Failure;
+use crate::base::lock::lock;
+use crate::base::text;
+use crate::sys::child::plain_error;
+
+/// Of an answer so much is read.
+const ANSWER_BYTES_MAX: u64 = 64 << 10;
+/// Of an answer so much is shown.
+const WORDS_MAX: usize = 300;
+/// Hosts whose wish for a pause is remembered.
+const HOSTS_MAX: usize = 1_024;
+const CONNECT_MAX: Duration = Duration::from_secs(30);
+const IDLE_CONNECTIONS_MAX: usize = 16;
+
+/// The client.
+pub struct Client {
+    agent: Agent,
+    paused: Mutex<BTreeMap<String, Instant>>,
+}
+
+/// A POST.
+pub struct Post<'a> {
+    pub url: &'a str,
+    pub headers: &'a [(String, String)],
+    pub body: &'a [u8],
+    pub time_max: Duration,
+}
+
+impl Default for Client {
+    fn default() -> Client {
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .user_agent(concat!("hydrad/", env!("CARGO_PKG_VERSION")))
+            .tls_config(
+                ureq::tls::TlsConfig::builder()
+                    .root_certs(ureq::tls::RootCerts::PlatformVerifier)
+                    .build(),
+            )
+            .timeout_connect(Some(CONNECT_MAX))
+            .max_idle_connections(IDLE_CONNECTIONS_MAX)
+            .max_idle_connections_per_host(IDLE_CONNECTIONS_MAX)
+            .build();
+        Client {
+            agent: config.into(),
+            paused: Mutex::default(),
+        }
+    }
+}
+
+impl Client {
+    /// Posts, and makes sure that it was accepted. Returns the answer's text.
+    ///
+    /// # Errors
+    /// What went wrong, and whether another try may help.
+    pub fn post(&self, post: &Post<'_>) -> Result<String, Failure> {
+        let host = host(post.url);
+        if let Some(left) = self.pause_left(host) {
+            return Err(Failure::later(format!("{host} asked for a pause"), left));
+        }
+        let mut request = Request::post(post.url);
+        for (name, value) in post.headers {
+            request = request.header(name, value);
+        }
+        let request = request.body(post.body).map_err(|_| {
+            Failure::refused(format!("{host}: the address or a header cannot be sent"))
+        })?;
+        let request = self
+            .agent
+            .configure_request(request)
+            .timeout_global(Some(post.time_max))
+            .build();
+        let mut response = self
+            .agent
+            .run(request)
+            .map_err(|error| Failure::again(format!("{host}: {}", words(&error, post.time_max))))?;
+        let status = response.status().as_u16();
+        let mut bytes = Vec::new();
+        let read = response
+            .body_mut()
+            .as_reader()
+            .take(ANSWER_BYTES_MAX)
+            .read_to_end(&mut bytes);
+        let body = text::presentable(&bytes, ANSWER_BYTES_MAX as usize);
+        match status {
+            // Accepted is accepted, also if the rest of the answer does not come.
+            200..=299 => Ok(body),
+            _ => {
+                let mut said = match response.status().canonical_reason() {
+                    Some(reason) => format!("{host} answered {status} {reason}"),
+                    None => format!("{host} answered {status}"),
+                };
+                let shown = text::clip(body.trim(), WORDS_MAX).replace('\n', " ");
+                if !shown.is_empty() {
+                    said.push_str(": ");
+                    said.push_str(&shown);
+                }
+                if let Err(error) = read {
+                    said.push_str(&format!(" ({})", plain_error(&error)));
+                }
+                Err(self.judge(host, status, response.headers(), said))
+            }
+        }
+    }
+
+    /// Whether another try may help: not where the server says that the request is wrong. What it says of rights may be
+    /// mended (a token is read anew for each try).
+    fn judge(&self, host: &str, status: u16, headers: &HeaderMap, said: String) -> Failure {
+        let pause = pause_wanted(headers);
+        match (status, pause) {
+            (401 | 403 | 407 | 408 | 425 | 429 | 500..=599, Some(pause)) => {
+                self.pause(host, pause);
+                Failure::later(said, pause)
+            }
+            (401 | 403 | 407 | 408 | 425 | 429 | 500..=599, None) => Failure::again(said),
+            _ => Failure::refused(said),
+        }
+    }
+
+    fn pause_left(&self, host: &str) -> Option<Duration> {
+        let until = *lock(&self.paused).get(host)?;
+        until
+            .checked_duration_since(Instant::now())
+            .filter(|left| !left.is_zero())
+    }
+
+    fn pause(&self, host: &str, pause: Duration) {
+        let mut paused = lock(&self.paused);
+        let now = Instant::now();
+        if paused.len() >= HOSTS_MAX {
+            paused.retain(|_, until| *until > now);
+        }
+        if paused.len() < HOSTS_MAX {
+            paused.insert(host.to_owned(), now + pause);
+        }
+    }
+}
+
+/// `Retry-After` in seconds or as a date, or GitHub's `X-RateLimit-Reset` when nothing remains.
+fn pause_wanted(headers: &HeaderMap) -> Option<Duration> {
+    let text = |name: &str| headers.get(name)?.to_str().ok();
+    let now = crate::sys::clock::unix_now();
+    let secs = match text("retry-after").map(str::trim) {
+        Some(after) => match after.parse::<u64>() {
+            Ok(secs) => secs,
+            Err(_) => {
+                let date = httpdate(after)?;
+                u64::try_from(date - now).unwrap_or(0)
+            }
+        },
+        None if text("x-ratelimit-remaining")?.trim() == "0" => {
+            let reset: i64 = text("x-ratelimit-reset")?.trim().parse().ok()?;
+            u64::try_from(reset - now).unwrap_or(0)
+        }
+        None => return None,
+    };
+    let max = Duration::from_millis(RETRY_AFTER_MS_MAX);
+    Some(Duration::from_secs(secs).min(max)).filter(|pause| !pause.is_zero())
+}
+
+/// `Sun, 06 Nov 1994 08:49:37 GMT` as Unix time.
+fn httpdate(text: &str) -> Option<i64> {
+    const MONTHS: [&str; 12] = [
+        "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+    ];
+    let mut parts = text.split_once(", ")?.1.split(' ');
+    let day: i64 = parts.next()?.parse().ok()?;
+    let month = parts.next()?;
+    let month = 1 + i64::try_from(MONTHS.iter().position(|name| *name == month)?).ok()?;
+    let year: i64 = parts.next()?.parse().ok()?;
+    let mut clock = parts
+        .next()?
+        .split(':')
+        .map(|part| part.parse::<i64>().ok());
+    let secs = clock.next()?? * 3_600 + clock.next()?? * 60 + clock.next()??;
+    if !(1..=31).contains(&day) || !(1_970..=9_999).contains(&year) {
+        return None;
+    }
+    // Days since 1970 of the proleptic Gregorian calendar, the year beginning in March.
+    let (y, m) = if month > 2 {
+        (year, month - 3)
+    } else {
+        (year - 1, month + 9)
+    };
+    let days = 365 * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day - 1 - 719_468;
+    Some(days * 86_400 + secs)
+}
+
+/// The host and port of an address.
+pub fn host(url: &str) -> &str {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or("");
+    authority
+        .rsplit_once('@')
+        .map_or(authority, |(_, host)| host)
+}
+
+/// What went wrong, without the address.
+fn words(error: &ureq::Error, time_max: Duration) -> String {
+    match error {
+        ureq::Error::Timeout(_) => format!("no answer within {} s", time_max.as_secs()),
+        ureq::Error::Io(error) => match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+            Some(inner @ ureq::Error::Timeout(_)) => words(inner, time_max),
+            _ => plain_error(error),
+        },
+        ureq::Error::BadUri(_) => "the address cannot be used".to_owned(),
+        error => text::presentable(error.to_string().as_bytes(), WORDS_MAX),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_and_dates() {
+        assert_eq!(host("https://u:p@h:1/x?y"), "h:1");
+        assert_eq!(host("http://h?token=1"), "h");
+        assert_eq!(httpdate("Sun, 06 Nov 1994 08:49:37 GMT"), Some(784_111_777));
+        assert_eq!(
+            httpdate("Thu, 29 Feb 2024 00:00:00 GMT"),
+            Some(1_709_164_800)
+        );
+        assert_eq!(httpdate("soon"), None);
+    }
+}

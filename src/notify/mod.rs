@@ -1,0 +1,356 @@
+//! The notifier: one resident process that hears what PostgreSQL announces and tells whoever is configured.
+//!
+//! This file owns the start, the standing by and the end of the service; what is told next is decided in `plan.rs`, what was
+//! told stands in the ledger (`db/ledger.rs`), how somebody is told is in `plugins/`.
+//!
+//! Threads: the one that runs the service ([`dispatcher`]) owns the plan and writes the ledger; `notify-listen` receives;
+//! `notify-1` to `notify-N` make the calls.
+
+pub mod dispatcher;
+pub mod document;
+pub mod event;
+pub mod http;
+pub mod plan;
+pub mod plugins;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{bounded, unbounded, Receiver, RecvTimeoutError};
+
+use crate::config::hydra_conf::{self, Document};
+use crate::config::notify::{self as blocks, Plugins};
+use crate::config::settings::{Service, Settings};
+use crate::db::connect::DbTarget;
+use crate::db::locks::{self, ServiceLock, Taken};
+use crate::db::pool::Pool;
+use crate::db::{facts, schema, DbError};
+use crate::sys::signals::Signal;
+use crate::sys::{heartbeat, systemd, thread};
+use plugins::{Plugin, Surroundings};
+
+use dispatcher::{Dispatcher, Done, Job, Why};
+
+/// The name under which our sessions show in PostgreSQL.
+pub const APPLICATION_NAME: &str = "hydrad-notify";
+/// What has to be listed in `ignore_settings` where declarative projects are somebody else's.
+const DECLARATIVE: &str = "DeclarativeJobsets";
+/// How often one that stands by looks whether it is its turn.
+const STAND_BY_LOOK: Duration = Duration::from_secs(2);
+/// The pause before a lost connection is made anew.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// After the patience of a stop, calls are ended within this.
+const LAST_CALLS: Duration = Duration::from_secs(12);
+
+/// Why the notifier does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Hydra's own notifier is at work.
+    #[error("{0}")]
+    Running(String),
+    /// The database cannot be used.
+    #[error("{0}")]
+    Database(#[from] DbError),
+    /// hydra.conf cannot be read.
+    #[error("{0}")]
+    Config(#[from] crate::config::HydraConfError),
+    /// A plugin's block cannot be served.
+    #[error("{0}")]
+    Plugin(String),
+    /// A thread cannot be had.
+    #[error("the system refuses a thread: {0}")]
+    System(std::io::Error),
+}
+
+/// What the service needs to start.
+pub struct Config {
+    pub settings: Settings,
+    pub target: DbTarget,
+    /// Start beside sessions of Hydra's own notifier.
+    pub beside: bool,
+    /// Tell what is marked as not yet told, and leave.
+    pub queued_only: bool,
+    /// It is the only service of this process, and speaks with systemd.
+    pub alone: bool,
+}
+
+/// The plugins of hydra.conf.
+///
+/// # Errors
+/// Everything that is wrong with their blocks.
+pub fn read_plugins(settings: &Settings) -> Result<Plugins, Error> {
+    let document = hydra_conf::read(&settings.config_path)?;
+    let document = document.unwrap_or_else(|| Document::empty(&settings.config_path));
+    blocks::plugins(&document).map_err(|errors| {
+        let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        Error::Plugin(errors.join("\n"))
+    })
+}
+
+/// A notifier that has been looked over and can start.
+pub struct Notifier {
+    config: Config,
+    plugins: Vec<Arc<dyn Plugin>>,
+    around: Arc<Surroundings>,
+}
+
+impl Notifier {
+    /// Looks at everything that would keep the notifier from working.
+    ///
+    /// # Errors
+    /// When something does.
+    pub fn prepare(config: Config) -> Result<Notifier, Error> {
+        let settings = &config.settings;
+        let plugins = plugins::all(&read_plugins(settings)?).map_err(Error::Plugin)?;
+        let mut client = config.target.connect(APPLICATION_NAME)?;
+        for warning in schema::check_schema(&mut client)?.serve()? {
+            log::warn!("{warning}");
+        }
+        if !config.beside {
+            refuse_foreign(&mut client)?;
+        }
+        drop(client);
+        locks::refuse_transaction_pooler(&config.target)?;
+        let pool = Pool::new(
+            config.target.clone(),
+            settings.max_db_connections,
+            APPLICATION_NAME,
+        );
+        if !settings
+            .ignore_settings
+            .iter()
+            .any(|word| word == DECLARATIVE)
+        {
+            refuse_declarative(&pool)?;
+        }
+        let around = Arc::new(Surroundings {
+            pool,
+            http: http::Client::default(),
+            base_uri: settings.base_uri.trim_end_matches('/').to_owned(),
+            data_dir: settings.data_dir.clone(),
+            time_max: settings.notification_timeout,
+        });
+        Ok(Notifier {
+            config,
+            plugins,
+            around,
+        })
+    }
+
+    /// Serves until a signal ends it.
+    ///
+    /// # Errors
+    /// When a thread cannot be started, or with `queued_only` when the database is away.
+    pub fn run(self, signals: &Receiver<Signal>) -> Result<(), Error> {
+        let settings = &self.config.settings;
+        let threads = settings.max_concurrent_notifications as usize;
+        // A job for each thread; the plan gives out no more.
+        let (job_sender, jobs) = bounded::<Job>(threads);
+        // Each thread has one answer under way.
+        let (done_sender, done) = bounded::<Done>(threads * 2);
+        let stopping = Arc::new(AtomicBool::new(false));
+        let mut workers = Vec::new();
+        for number in 1..=threads {
+            let (jobs, done, around) = (jobs.clone(), done_sender.clone(), self.around.clone());
+            let stopping = stopping.clone();
+            let name = format!("notify-{number}");
+            let worker = thread::spawn(name, move || work(&jobs, &done, &around, &stopping));
+            workers.push(worker.map_err(Error::System)?);
+        }
+        drop((jobs, done_sender));
+        let names: Vec<&str> = self.plugins.iter().map(|plugin| plugin.target()).collect();
+        log::info!(
+            "notifier: {threads} threads; {}",
+            match names.is_empty() {
+                true => "no plugin is configured".to_owned(),
+                false => names.join(", "),
+            }
+        );
+        if self.config.alone {
+            systemd::notify("READY=1");
+        }
+        let mut dispatcher = Dispatcher::new(
+            settings,
+            &self.plugins,
+            self.around.pool.clone(),
+            job_sender,
+            done,
+        );
+        let result = self.serve(&mut dispatcher, signals);
+        if self.config.alone {
+            systemd::notify("STOPPING=1");
+        }
+        dispatcher.finish(settings.stop_timeout);
+        stopping.store(true, Ordering::SeqCst);
+        dispatcher.finish(LAST_CALLS);
+        // Without jobs to come the threads leave; one that does not is left behind.
+        let idle = dispatcher.running() == 0;
+        drop(dispatcher);
+        if idle {
+            join(workers);
+        }
+        log::info!("notifier: stopped");
+        result
+    }
+
+    fn serve(&self, dispatcher: &mut Dispatcher, signals: &Receiver<Signal>) -> Result<(), Error> {
+        let mut said = false;
+        loop {
+            let why = match self.take_lock(&mut said) {
+                Ok(Some(lock)) => {
+                    said = false;
+                    dispatcher.serve(&self.config, lock, signals)
+                }
+                Ok(None) if self.config.queued_only => {
+                    log::warn!("notifier: another one is at work and tells what is pending");
+                    return Ok(());
+                }
+                Ok(None) => Ok(Why::StandBy),
+                Err(error) => Err(error),
+            };
+            let pause = match why {
+                Ok(Why::Stop) => return Ok(()),
+                Ok(Why::StandBy) => STAND_BY_LOOK,
+                Err(error) if self.config.queued_only => return Err(error.into()),
+                Err(error) if error.is_lost() => {
+                    log::warn!("notifier: {error}; trying again");
+                    AGAIN_AFTER
+                }
+                Err(error) => {
+                    log::error!("notifier: {error}; trying again");
+                    AGAIN_AFTER * 10
+                }
+            };
+            heartbeat::idle("standing by");
+            match signals.recv_timeout(pause) {
+                Ok(Signal::Stop) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                Ok(Signal::Reload) | Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+
+    fn take_lock(&self, said: &mut bool) -> Result<Option<Box<ServiceLock>>, DbError> {
+        match ServiceLock::try_take(&self.config.target, Service::Notify, APPLICATION_NAME)? {
+            Taken::Yes(lock) => Ok(Some(lock)),
+            Taken::HeldBy(holders) => {
+                if !*said {
+                    let holders: Vec<String> = holders.iter().map(ToString::to_string).collect();
+                    log::info!(
+                        "notifier: standing by while another one is at work: {}",
+                        holders.join(", ")
+                    );
+                    *said = true;
+                }
+                Ok(None)
+            }
+        }
+    }
+}
+
+fn join(workers: Vec<JoinHandle<()>>) {
+    for worker in workers {
+        if worker.join().is_err() {
+            log::warn!("a thread of the notifier panicked");
+        }
+    }
+}
+
+/// One thread of the pool: makes calls.
+fn work(
+    jobs: &Receiver<Job>,
+    done: &crossbeam_channel::Sender<Done>,
+    around: &Surroundings,
+    stopping: &AtomicBool,
+) {
+    loop {
+        heartbeat::idle("waiting for something to tell");
+        let Ok(job) = jobs.recv() else { return };
+        heartbeat::enter("telling", heartbeat::Patience::Unlimited);
+        heartbeat::about(Some(job.plugin.target().into()));
+        let is_stopping = || stopping.load(Ordering::SeqCst);
+        let call = plugins::Call {
+            event: &job.event,
+            event_id: job.event_id,
+            around,
+            stopping: &is_stopping,
+        };
+        let call = std::panic::AssertUnwindSafe(|| job.plugin.deliver(&call));
+        let result = std::panic::catch_unwind(call).unwrap_or_else(|_| {
+            Err(plugins::Failure::refused(
+                "BUG: the plugin panicked; see the log",
+            ))
+        });
+        heartbeat::about(None);
+        let answer = Done {
+            generation: job.generation,
+            event_id: job.event_id,
+            target: job.target,
+            words: job.event.to_string(),
+            result,
+        };
+        if done.send(answer).is_err() {
+            return;
+        }
+    }
+}
+
+/// Hydra's own notifier at work on this database.
+fn refuse_foreign(client: &mut postgres::Client) -> Result<(), Error> {
+    let sessions = locks::foreign_sessions(client, Service::Notify)?;
+    if sessions.is_empty() {
+        return Ok(());
+    }
+    let sessions: Vec<String> = sessions.iter().map(ToString::to_string).collect();
+    Err(Error::Running(format!(
+        "Hydra's own notifier works on this database: {}; stop it first, or start with --beside if you know better",
+        sessions.join(", ")
+    )))
+}
+
+/// Their job sets would silently not be made any more.
+fn refuse_declarative(pool: &Pool) -> Result<(), Error> {
+    let mut conn = pool.get(Duration::from_secs(30))?;
+    let projects = facts::declarative_projects(&mut conn)?;
+    match projects.is_empty() {
+        true => Ok(()),
+        false => Err(Error::Plugin(format!(
+            "there are declarative projects ({}), whose job sets Hydra's hydra-notify makes when their `.jobsets` are built; \
+             this release does not: leave hydra-notify running instead of this notifier, or add `{DECLARATIVE}` to \
+             ignore_settings if you can do without",
+            projects.join(", ")
+        ))),
+    }
+}
+
+/// A notifier that runs beside another service of this process.
+pub struct Beside {
+    signals: crossbeam_channel::Sender<Signal>,
+    thread: JoinHandle<Result<(), Error>>,
+}
+
+impl Beside {
+    /// # Errors
+    /// When it cannot start.
+    pub fn start(config: Config) -> Result<Beside, Error> {
+        let notifier = Notifier::prepare(config)?;
+        // A signal or two.
+        let (signals, inbox) = unbounded();
+        let thread =
+            thread::spawn("notify", move || notifier.run(&inbox)).map_err(Error::System)?;
+        Ok(Beside { signals, thread })
+    }
+
+    /// Ends it and waits for that.
+    ///
+    /// # Errors
+    /// With what it ended before.
+    pub fn stop(self) -> Result<(), Error> {
+        let _ = self.signals.send(Signal::Stop);
+        self.thread.join().unwrap_or_else(|_| {
+            log::error!("the notifier panicked");
+            Ok(())
+        })
+    }
+}

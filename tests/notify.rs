@@ -1,0 +1,701 @@
+//! The notifier: real PostgreSQL, real commands, real HTTP servers on loopback.
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex};
+
+use common::{
+    eventually, Answer, Db, Farm, Hydrad, HydradBuilder, NixStore, Pg, Recorder, RunAs, TestDir,
+    Told,
+};
+use postgres::{Client, GenericClient};
+use serde_json::json;
+
+/// A database with a job set, and a folder with a hydra.conf.
+struct Place {
+    db: Db,
+    dir: TestDir,
+}
+
+impl Place {
+    fn new(conf: &str) -> Place {
+        let db = Pg::shared().db();
+        db.client()
+            .batch_execute(
+                "insert into Users (userName, emailAddress, password) values ('u', '', '!');
+                 insert into Projects (name, displayName, owner) values ('p', 'P', 'u');
+                 insert into Jobsets (name, project, emailOverride, nixExprInput, nixExprPath) values ('s', 'p', '', 'i', 'f')",
+            )
+            .expect("a job set");
+        let dir = TestDir::new(RunAs::Unprivileged);
+        dir.file("hydra.conf", conf, RunAs::Unprivileged);
+        Place { db, dir }
+    }
+
+    fn client(&self) -> Client {
+        self.db.client()
+    }
+
+    fn file(&self, name: &str, text: &str) -> PathBuf {
+        self.dir.file(name, text, RunAs::Unprivileged)
+    }
+
+    /// Queued builds with these ids.
+    fn builds(&self, ids: std::ops::RangeInclusive<i32>) {
+        let sql = "insert into Builds (id, finished, timestamp, jobset_id, job, drvPath, system, nixName)
+                   select n, 0, 100, (select id from Jobsets), 'job' || n, '/nix/store/' || n || '.drv', 'x86_64-linux', 'name-' || n
+                   from generate_series($1::int, $2::int) n";
+        self.client()
+            .execute(sql, &[ids.start(), ids.end()])
+            .expect("builds");
+    }
+
+    fn hydrad(&self, args: &[&str]) -> HydradBuilder {
+        Hydrad::run(args)
+            .db(&self.db)
+            .env("HYDRA_DATA", self.dir.path().display().to_string())
+            .env(
+                "HYDRA_CONFIG",
+                self.dir.join("hydra.conf").display().to_string(),
+            )
+            .env("TMPDIR", self.dir.path().display().to_string())
+    }
+
+    fn notifier(&self) -> Hydrad {
+        let mut hydrad = self.hydrad(&["notify"]).start();
+        hydrad.wait_log("notifier: active");
+        hydrad
+    }
+
+    fn rows(&self, sql: &str) -> i64 {
+        self.client().query_one(sql, &[]).expect(sql).get(0)
+    }
+}
+
+/// As Hydra's C++ queue runner ends a build: its rows in one transaction, NOTIFY in another.
+fn finish(client: &mut Client, id: i32, status: i32) {
+    finish_row(client, id, status);
+    announce(client, "build_finished", &id.to_string());
+}
+
+fn finish_row(client: &mut impl GenericClient, id: i32, status: i32) {
+    let sql = "update Builds set finished = 1, buildStatus = $2, startTime = 200, stopTime = extract(epoch from now())::int,
+                      notificationPendingSince = extract(epoch from now())::int where id = $1";
+    client.execute(sql, &[&id, &status]).expect("finish");
+}
+
+fn announce(client: &mut Client, channel: &str, payload: &str) {
+    client
+        .execute("select pg_notify($1, $2)", &[&channel, &payload])
+        .expect("notify");
+}
+
+fn build_of(told: &Told) -> i64 {
+    told.json()["build"].as_i64().expect("a build")
+}
+
+#[test]
+fn s1_ten_thousand_events_are_told_by_one_resident_process_in_the_order_of_each_build() {
+    let target = Recorder::accepting();
+    let place = Place::new(&format!(
+        "max-concurrent-notifications = 8\n<webhook>\nurl = {}\njobs = p:s:job[0-9]*00\nevents = buildQueued buildStarted\n</webhook>\n",
+        target.url()
+    ));
+    place.builds(1..=5_000);
+    let mut hydrad = place.notifier();
+    let mut client = place.client();
+    client
+        .batch_execute(
+            "select pg_notify('build_queued', n::text) from generate_series(1, 5000) n;
+             select pg_notify('build_started', n::text) from generate_series(1, 5000) n",
+        )
+        .expect("announced");
+    // A foreign program's nonsense costs nothing but a line in the log.
+    announce(&mut client, "build_started", "1; drop table Builds");
+    hydrad.wait_sql(
+        &place.db,
+        "select count(*) = 10000 from hydrad.deliveries where state = 'delivered'",
+    );
+    hydrad.wait_log("error processing message");
+    let told = target.told();
+    assert_eq!(told.len(), 100, "every hundredth build, queued and started");
+    for id in (100..=5_000).step_by(100) {
+        let events: Vec<&str> = told
+            .iter()
+            .filter(|told| build_of(told) == id)
+            .filter_map(|told| told.header("x-hydrad-event"))
+            .collect();
+        assert_eq!(events, ["buildQueued", "buildStarted"], "build {id}");
+    }
+    assert!(hydrad.terminate().success());
+}
+
+#[test]
+fn s5_killed_at_any_instant_every_build_is_told_and_none_again_once_recorded() {
+    let kills: usize = std::env::var("HYDRAD_TEST_KILLS")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(20);
+    let target = Recorder::accepting();
+    let place = Place::new(&format!("<webhook>\nurl = {}\n</webhook>\n", target.url()));
+    let count = 40 * kills as i32;
+    place.builds(1..=2 * count);
+    let mut client = place.client();
+    let mut next = 1;
+    // For each kill: how many requests there had been, and what was recorded as told.
+    let mut snapshots: Vec<(usize, BTreeSet<i64>)> = Vec::new();
+    for kill in 0..kills {
+        let mut hydrad = place.hydrad(&["notify"]).start();
+        let before = target.told().len();
+        for _ in 0..20 {
+            // Even ones are dependents of the odd ones.
+            finish_row(&mut client, 2 * next, 2);
+            finish_row(&mut client, 2 * next - 1, 1);
+            let payload = format!("{}\t{}", 2 * next - 1, 2 * next);
+            announce(&mut client, "build_finished", &payload);
+            next += 1;
+            // And one as hydrad's own writer ends it: the row and all that is said of it in one transaction.
+            let mut transaction = client.transaction().expect("a transaction");
+            finish_row(&mut transaction, 2 * next - 1, 0);
+            finish_row(&mut transaction, 2 * next, 0);
+            let payload = format!("{}\t{}", 2 * next - 1, 2 * next);
+            transaction
+                .execute(
+                    include_str!("../sql/queue/notify_all.sql"),
+                    &[&vec!["build_finished"], &vec![payload]],
+                )
+                .expect("announced");
+            transaction.commit().expect("committed");
+            next += 1;
+        }
+        // Somewhere among the first forty, or before the first.
+        let wanted = before + kill * 7 % 30;
+        hydrad.eventually("some are told", || {
+            (target.told().len() >= wanted).then_some(())
+        });
+        hydrad.kill_9();
+        eventually("its sessions are gone", || {
+            let sql = "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'hydrad-notify'";
+            (place.rows(sql) == 0).then_some(())
+        });
+        // What it had sent last has come by now, or never will: its sockets are closed.
+        let recorded = client
+            .query("select unnest(builds)::bigint from hydrad.events e join hydrad.deliveries d on d.event = e.id where d.state = 'delivered'", &[])
+            .expect("the ledger");
+        snapshots.push((
+            target.told().len(),
+            recorded.iter().map(|row| row.get(0)).collect(),
+        ));
+    }
+    let mut hydrad = place.notifier();
+    hydrad.wait_sql(
+        &place.db,
+        "select count(*) = 0 from Builds where notificationPendingSince is not null",
+    );
+    hydrad.wait_sql(
+        &place.db,
+        "select count(*) = 0 from hydrad.deliveries where state <> 'delivered'",
+    );
+    let told = target.told();
+    let mut times: BTreeMap<i64, usize> = BTreeMap::new();
+    let mut builds = BTreeSet::new();
+    for one in &told {
+        *times.entry(build_of(one)).or_default() += 1;
+        builds.insert(build_of(one));
+        builds.extend(
+            one.json()["dependentIds"]
+                .as_array()
+                .expect("a list")
+                .iter()
+                .filter_map(|id| id.as_i64()),
+        );
+    }
+    assert_eq!(
+        builds.len(),
+        2 * count as usize,
+        "every build and every dependent is told"
+    );
+    for (at, recorded) in &snapshots {
+        for one in &told[(*at).min(told.len())..] {
+            assert!(
+                !recorded.contains(&build_of(one)),
+                "build {} was recorded as told, and told again",
+                build_of(one)
+            );
+        }
+    }
+    let doubles = times.values().filter(|times| **times > 1).count();
+    // Two threads: at most two calls are under way at a kill; and those of a build found pending may have a dependent's too.
+    assert!(doubles <= kills * 4, "{doubles} doubles with {kills} kills");
+    assert!(hydrad.terminate().success());
+}
+
+#[test]
+fn run_starts_both_services_and_events_of_our_own_are_in_the_ledger_before_they_are_told() {
+    let target = Recorder::accepting();
+    let store = NixStore::owned_by(RunAs::Unprivileged);
+    let events = "buildStarted stepFinished buildFinished";
+    let farm = Farm::new(&store)
+        .with_conf(&format!(
+            "services = queue-runner notify\n<webhook>\nurl = {}\nevents = {events}\n</webhook>\n",
+            target.url()
+        ))
+        .with_machines(&format!("localhost {} - 1 1 - -\n", common::system()));
+    let drv = store
+        .instantiate(r#"derivation { name = "told"; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-c" "echo x > $out" ]; }"#)
+        .remove(0);
+    let mut hydrad = farm.run(&[]);
+    hydrad.wait_log("notifier: active");
+    let builds = farm.enqueue(&[&drv]);
+    farm.wait_ended(&mut hydrad, &builds);
+    let told = target.wait(3);
+    let names: Vec<&str> = told
+        .iter()
+        .filter_map(|told| told.header("x-hydrad-event"))
+        .collect();
+    assert_eq!(names, events.split(' ').collect::<Vec<_>>());
+    assert!(told
+        .iter()
+        .all(|told| build_of(told) == i64::from(builds[0])));
+    assert_eq!(told[2].json()["status"], "success");
+    hydrad.wait_sql(
+        &farm.db,
+        "select count(*) = 3 from hydrad.deliveries where state = 'delivered'",
+    );
+    hydrad.wait_sql(
+        &farm.db,
+        "select count(*) = 3 and bool_and(backend is not null) from hydrad.events",
+    );
+    hydrad.wait_sql(
+        &farm.db,
+        "select count(*) = 0 from Builds where notificationPendingSince is not null",
+    );
+    assert!(hydrad.terminate().success());
+    assert!(
+        hydrad.log().contains("notifier: stopped"),
+        "{}",
+        hydrad.log()
+    );
+}
+
+/// Opens when a test says so.
+#[derive(Default)]
+struct Door(Mutex<bool>, Condvar);
+
+impl Door {
+    fn open(&self) {
+        *self.0.lock().expect("not poisoned") = true;
+        self.1.notify_all();
+    }
+
+    fn pass(&self) {
+        let open = self.0.lock().expect("not poisoned");
+        drop(
+            self.1
+                .wait_while(open, |open| !*open)
+                .expect("not poisoned"),
+        );
+    }
+}
+
+#[test]
+fn s6_a_slow_target_costs_one_thread_and_the_order_of_a_build_holds() {
+    let door = Arc::new(Door::default());
+    let inner = door.clone();
+    let slow = Recorder::start(move |_| {
+        inner.pass();
+        Answer::status("200 OK")
+    });
+    let quick = Recorder::accepting();
+    let webhook = |name: &str, target: &Recorder| {
+        format!(
+            "<webhook>\nname = {name}\nurl = {}\nevents = buildStarted buildFinished\n</webhook>\n",
+            target.url()
+        )
+    };
+    let place = Place::new(&format!(
+        "{}{}",
+        webhook("slow", &slow),
+        webhook("quick", &quick)
+    ));
+    place.builds(1..=50);
+    let mut hydrad = place.notifier();
+    let mut client = place.client();
+    for id in 1..=50 {
+        announce(&mut client, "build_started", &id.to_string());
+        finish(&mut client, id, 0);
+    }
+    let told = quick.wait(100);
+    assert_eq!(slow.told().len(), 1, "one call hangs, and only one");
+    for id in 1..=50 {
+        let events: Vec<&str> = told
+            .iter()
+            .filter(|told| build_of(told) == id)
+            .filter_map(|told| told.header("x-hydrad-event"))
+            .collect();
+        assert_eq!(events, ["buildStarted", "buildFinished"], "build {id}");
+    }
+    // Not told to everybody: still marked.
+    assert_eq!(
+        place.rows("select count(*) from Builds where notificationPendingSince is not null"),
+        50
+    );
+    door.open();
+    hydrad.wait_sql(
+        &place.db,
+        "select count(*) = 200 from hydrad.deliveries where state = 'delivered'",
+    );
+    hydrad.wait_sql(
+        &place.db,
+        "select count(*) = 0 from Builds where notificationPendingSince is not null",
+    );
+    assert!(slow.most_at_once() + quick.most_at_once() <= 3);
+    assert!(hydrad.terminate().success());
+}
+
+#[test]
+fn run_command_has_hydras_document_environment_logs_and_rows() {
+    let place = Place::new("");
+    let out = place.dir.join("out");
+    let conf = format!(
+        "<runcommand>\n job = p:s:job1\n command = cat $HYDRA_JSON > {out}; echo said; echo more >&2; echo $HYDRA_JSON >> {out}.name\n</runcommand>\n\
+         <runcommand>\n job = *:*:other\n command = touch {out}.wrong\n</runcommand>\n\
+         <runcommand>\n job = p\n command = exit 3;\n</runcommand>\n\
+         <runcommand>\n command = /does/not/exist now\n</runcommand>\n\
+         <runcommand>\n command = sleep 1000 & sleep 1000\n timeout = 1\n</runcommand>\n",
+        out = out.display()
+    );
+    place.file("hydra.conf", &conf);
+    place.builds(1..=1);
+    let mut client = place.client();
+    client
+        .batch_execute(
+            "update Builds set homepage = 'https://h', description = 'a \"b\"', license = null;
+             insert into BuildOutputs values (1, 'out', '/nix/store/o'), (1, 'dev', '/nix/store/d');
+             insert into BuildProducts (build, productnr, type, subtype, fileSize, sha256hash, path, name, defaultPath)
+                 values (1, 1, 'file', 'iso', 7, 'abc', '/nix/store/o/x', 'x', ''), (1, 2, 'nix-build', '', null, null, '/nix/store/o', 'o', '');
+             insert into BuildMetrics (build, name, unit, value, project, jobset, job, timestamp)
+                 values (1, 'size', 'B', 1.5, 'p', 's', 'job1', 100)",
+        )
+        .expect("what belongs to it");
+    let mut hydrad = place.notifier();
+    finish(&mut client, 1, 0);
+    hydrad.wait_sql(
+        &place.db,
+        "select count(*) = 1 from hydrad.deliveries where state = 'delivered'",
+    );
+    let stop: i32 = client
+        .query_one("select stopTime from Builds", &[])
+        .expect("a row")
+        .get(0);
+    let document: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(&out).expect("written")).expect("JSON");
+    let expected = json!({
+        "event": "buildFinished", "build": 1, "finished": true, "timestamp": 100, "project": "p", "jobset": "s", "job": "job1",
+        "drvPath": "/nix/store/1.drv", "startTime": 200, "stopTime": stop, "buildStatus": 0, "nixName": "name-1",
+        "system": "x86_64-linux", "homepage": "https://h", "description": "a \"b\"", "license": null,
+        "outputs": [{ "name": "dev", "path": "/nix/store/d" }, { "name": "out", "path": "/nix/store/o" }],
+        "products": [
+            { "productNr": 1, "type": "file", "subtype": "iso", "fileSize": 7, "sha256hash": "abc", "path": "/nix/store/o/x",
+              "name": "x", "defaultPath": "" },
+            { "productNr": 2, "type": "nix-build", "subtype": "", "fileSize": null, "sha256hash": null, "path": "/nix/store/o",
+              "name": "o", "defaultPath": "" },
+        ],
+        "metrics": [{ "name": "size", "unit": "B", "value": 1.5 }],
+    });
+    assert_eq!(document, expected);
+    let name = std::fs::read_to_string(format!("{}.name", out.display())).expect("written");
+    assert!(
+        name.trim().ends_with(".json") && !PathBuf::from(name.trim()).exists(),
+        "{name}"
+    );
+    assert!(!PathBuf::from(format!("{}.wrong", out.display())).exists());
+
+    let rows = client
+        .query(
+            "select job_matcher, build_id, command, uuid::text, start_time > 0 and end_time >= start_time, error_number, exit_code,
+                    signal, core_dumped from RunCommandLogs order by id",
+            &[],
+        )
+        .expect("rows");
+    let ends: Vec<(String, Option<i32>, Option<i32>, Option<i32>, Option<bool>)> = rows
+        .iter()
+        .map(|row| (row.get(0), row.get(5), row.get(6), row.get(7), row.get(8)))
+        .collect();
+    assert_eq!(
+        ends,
+        [
+            ("p:s:job1".to_owned(), None, Some(0), None, None),
+            ("p".to_owned(), None, Some(3), None, None),
+            ("*:*:*".to_owned(), Some(libc::ENOENT), None, None, None),
+            (
+                "*:*:*".to_owned(),
+                None,
+                None,
+                Some(libc::SIGTERM),
+                Some(false)
+            ),
+        ]
+    );
+    assert!(rows
+        .iter()
+        .all(|row| row.get::<_, i32>(1) == 1 && row.get::<_, bool>(4)));
+    let uuid: String = rows[0].get(3);
+    let log = place
+        .dir
+        .join("runcommand-logs")
+        .join(&uuid[..2])
+        .join(&uuid);
+    assert_eq!(
+        std::fs::read_to_string(&log).expect("a log"),
+        "said\nmore\n"
+    );
+    use std::os::unix::fs::PermissionsExt;
+    assert_eq!(
+        std::fs::metadata(&log).expect("a log").permissions().mode() & 0o777,
+        0o640
+    );
+    hydrad.wait_log("notification command 'exit 3;' about build 1 failed with exit code 3");
+    hydrad.wait_log("was ended after 1 s");
+    // As in Hydra, a command that fails is not run again.
+    assert_eq!(place.rows("select count(*) from TaskRetries"), 0);
+    assert!(hydrad.terminate().success());
+}
+
+#[test]
+fn webhooks_are_signed_templated_and_retried_and_keep_secrets() {
+    use hmac::{Hmac, KeyInit, Mac};
+    let fail = Arc::new(Mutex::new(BTreeMap::<String, usize>::new()));
+    let times = fail.clone();
+    let target = Recorder::start(move |told| {
+        let mut times = times.lock().expect("not poisoned");
+        let count = times.entry(told.path.clone()).or_default();
+        *count += 1;
+        match (told.path.as_str(), *count) {
+            ("/refuse?token=hidden", _) => Answer::status("404 Not Found"),
+            ("/broken", 1) => Answer::status("500 Oh"),
+            ("/garbage", 1) => Answer::Garbage,
+            ("/hang", 1) => Answer::Hang,
+            ("/drip", 1) => Answer::Drip,
+            _ => Answer::Text("204 No Content\r\n\r\n".into()),
+        }
+    });
+    let busy = Recorder::start({
+        let first = Mutex::new(true);
+        move |_| match std::mem::take(&mut *first.lock().expect("not poisoned")) {
+            true => Answer::Text("503 Busy\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n".into()),
+            false => Answer::status("200 OK"),
+        }
+    });
+    let place = Place::new("");
+    let key = place.file("key", "hush\nsecond line\n");
+    let token = place.file("token", "Bearer quiet\n");
+    let url = target.url();
+    let mut conf = format!(
+        "base_uri = https://hydra.example/\n<webhook>\nname = signed\nurl = {url}/signed\nsecret_file = {}\nheader_file = Authorization: {}\n\
+         header = X-Kind: a: b\njobs = ^p:|nothing\ntemplate = {{\"text\": \"{{{{job}}}} is {{{{status}}}}: {{{{url}}}}\", \"id\": \"{{{{build}}}}\"}}\n</webhook>\n",
+        key.display(),
+        token.display(),
+    );
+    for path in ["broken", "garbage", "hang", "drip", "refuse?token=hidden"] {
+        let name = path.split('?').next().expect("a name");
+        conf += &format!("<webhook>\nname = {name}\nurl = {url}/{path}\ntimeout = 2\n</webhook>\n");
+    }
+    conf += &format!(
+        "<webhook>\nname = later\nurl = {}/later\n</webhook>\n",
+        busy.url()
+    );
+    conf +=
+        &format!("<webhook>\nname = other\nurl = {url}/other\njobs = p:s:nothing\n</webhook>\n");
+    place.file("hydra.conf", &conf);
+    place.builds(1..=1);
+    let mut client = place.client();
+    let mut hydrad = place.notifier();
+    finish(&mut client, 1, 6);
+    hydrad.wait_sql(
+        &place.db,
+        "select count(*) = 8 from hydrad.deliveries where state <> 'waiting'",
+    );
+
+    let mut told = target.told();
+    told.extend(busy.told());
+    let signed = told
+        .iter()
+        .find(|told| told.path == "/signed")
+        .expect("told");
+    assert_eq!(signed.method, "POST");
+    assert_eq!(
+        signed.json(),
+        json!({ "text": "job1 is failed-with-output: https://hydra.example/build/1", "id": 1 })
+    );
+    let mut mac = Hmac::<sha2::Sha256>::new_from_slice(b"hush").expect("a key");
+    mac.update(signed.body.as_bytes());
+    let hex: String = mac
+        .finalize()
+        .into_bytes()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    assert_eq!(
+        signed.header("x-hydrad-signature-256"),
+        Some(format!("sha256={hex}").as_str())
+    );
+    assert_eq!(signed.header("authorization"), Some("Bearer quiet"));
+    assert_eq!(signed.header("x-kind"), Some("a: b"));
+    assert_eq!(signed.header("content-type"), Some("application/json"));
+    assert!(told.iter().all(|told| told.path != "/other"));
+    for path in ["/broken", "/later", "/garbage", "/hang", "/drip"] {
+        let keys: Vec<_> = told
+            .iter()
+            .filter(|told| told.path == path)
+            .map(|told| told.header("idempotency-key"))
+            .collect();
+        assert_eq!(keys.len(), 2, "{path} is tried twice");
+        assert_eq!(keys[0], keys[1], "with the same key");
+    }
+    let row = client
+        .query_one("select state, attempts, last_error from hydrad.deliveries where target = 'Webhook refuse'", &[])
+        .expect("a row");
+    let (state, attempts, error): (String, i32, String) = (row.get(0), row.get(1), row.get(2));
+    assert_eq!((state.as_str(), attempts), ("given_up", 1));
+    assert!(error.contains("answered 404 Not Found: no"), "{error}");
+    // What Hydra does not know is nothing for its table.
+    assert_eq!(place.rows("select count(*) from TaskRetries"), 0);
+    let log = hydrad.log();
+    for secret in ["hush", "quiet", "hidden"] {
+        assert!(
+            !log.contains(secret) && !error.contains(secret),
+            "{secret} is in the log"
+        );
+    }
+    assert!(hydrad.terminate().success());
+}
+
+#[test]
+fn one_is_active_and_another_takes_over_when_it_dies() {
+    let target = Recorder::accepting();
+    let place = Place::new(&format!("<webhook>\nurl = {}\n</webhook>\n", target.url()));
+    place.builds(1..=60);
+    let mut client = place.client();
+    let mut active = place.notifier();
+    let mut id = 0;
+    for _ in 0..3 {
+        let mut standing_by = place.hydrad(&["notify"]).start();
+        standing_by.wait_log("standing by while another one is at work");
+        for _ in 0..20 {
+            id += 1;
+            finish(&mut client, id, 0);
+        }
+        active.kill_9();
+        standing_by.wait_log("notifier: active");
+        active = standing_by;
+    }
+    active.wait_sql(
+        &place.db,
+        "select count(*) = 0 from Builds where notificationPendingSince is not null",
+    );
+    let builds: BTreeSet<i64> = target.told().iter().map(build_of).collect();
+    assert_eq!(builds.len(), 60, "nothing is lost");
+    // With the receiver's key nothing is told twice, except for what was told and not yet recorded at a kill.
+    let keys: BTreeSet<String> = target
+        .told()
+        .iter()
+        .filter_map(|told| told.header("idempotency-key").map(str::to_owned))
+        .collect();
+    assert!(keys.len() <= 60 + 3 * 2, "{}", keys.len());
+    assert!(active.terminate().success());
+}
+
+#[test]
+fn what_hydras_notifier_left_is_taken_over_and_what_is_old_is_held() {
+    let place = Place::new("");
+    let out = place.dir.join("ran");
+    place.file(
+        "hydra.conf",
+        &format!(
+            "<runcommand>\ncommand = echo ran >> {}\n</runcommand>\n",
+            out.display()
+        ),
+    );
+    place.builds(1..=4);
+    let mut client = place.client();
+    for id in 1..=4 {
+        finish_row(&mut client, id, 0);
+    }
+    client
+        .batch_execute(
+            "update Builds set notificationPendingSince = null where id in (1, 4);
+             update Builds set notificationPendingSince = extract(epoch from now())::int - 90000 where id = 2;
+             insert into TaskRetries (channel, pluginname, payload, attempts, retry_at) values
+                 ('build_finished', 'Hydra::Plugin::RunCommand', '1', 3, extract(epoch from now())::int - 5),
+                 ('build_finished', 'Hydra::Plugin::RunCommand', '4', 3, extract(epoch from now())::int - 90000),
+                 ('build_finished', 'Hydra::Plugin::SoTest', '1', 1, extract(epoch from now())::int)",
+        )
+        .expect("rows as Hydra's");
+    // As a cron job or a test calls it; the unit's name is Hydra's.
+    let mut once = place.hydrad(&["notify", "--queued-only"]).start();
+    assert!(once.wait().success(), "{}", once.log());
+    assert!(once.log().contains("held"), "{}", once.log());
+    let ran = std::fs::read_to_string(&out).expect("it ran");
+    assert_eq!(ran.lines().count(), 2, "builds 1 and 3");
+    let pending: Vec<i32> = client
+        .query(
+            "select id from Builds where notificationPendingSince is not null order by id",
+            &[],
+        )
+        .expect("rows")
+        .iter()
+        .map(|row| row.get(0))
+        .collect();
+    assert_eq!(
+        pending,
+        [2],
+        "held, and still marked as Hydra would have it"
+    );
+    let left: Vec<(String, String)> = client
+        .query(
+            "select pluginname, payload from TaskRetries order by id",
+            &[],
+        )
+        .expect("rows")
+        .iter()
+        .map(|row| (row.get(0), row.get(1)))
+        .collect();
+    let row =
+        |plugin: &str, payload: &str| (format!("Hydra::Plugin::{plugin}"), payload.to_owned());
+    assert_eq!(left, [row("RunCommand", "4"), row("SoTest", "1")]);
+}
+
+#[test]
+fn what_the_notifier_cannot_serve_is_said_at_the_start() {
+    for (conf, words) in [
+        (
+            "<slack>\nurl = x\n</slack>\n",
+            "hydrad does not implement <slack>",
+        ),
+        ("<webhook>\nname = x\n</webhook>\n", "<webhook> needs `url"),
+        (
+            "<webhook>\nurl = http://x/\nevents = buildDone\n</webhook>\n",
+            "there is no event `buildDone`",
+        ),
+    ] {
+        let place = Place::new(conf);
+        let mut hydrad = place.hydrad(&["notify"]).start();
+        assert_eq!(hydrad.wait().code(), Some(2));
+        assert!(hydrad.log().contains(words), "{}", hydrad.log());
+    }
+    let place = Place::new("");
+    place
+        .client()
+        .batch_execute("update Projects set declfile = 'spec.json'")
+        .expect("declarative");
+    let mut hydrad = place.hydrad(&["notify"]).start();
+    assert_eq!(hydrad.wait().code(), Some(2));
+    assert!(
+        hydrad.log().contains("declarative projects (p)"),
+        "{}",
+        hydrad.log()
+    );
+}
