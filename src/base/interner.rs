@@ -10,9 +10,8 @@
 //!
 //! Does not know what the strings mean.
 
-use std::hint::black_box;
-
 use super::hash::{hash_bytes, hash_str};
+use super::prefetch;
 
 /// Longer strings are refused.
 pub const STRING_BYTES_MAX: usize = 4096;
@@ -115,10 +114,17 @@ impl Table {
 }
 
 /// Where a string probably is.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Guess {
     hash: u32,
     id: u32,
+}
+
+impl Guess {
+    /// The id, if the string seems to have one.
+    pub fn id(self) -> Option<u32> {
+        (self.id != FREE).then_some(self.id)
+    }
 }
 
 #[derive(Default)]
@@ -169,49 +175,54 @@ impl Interner {
             .find(hash, |id| self.bytes(id) == text.as_bytes())
     }
 
-    /// Looks for these strings, and fetches what the lookups need all at the same time: a table much larger than the
-    /// caches is otherwise waited for once per string and level. Fills `guesses` for [`Interner::intern_guessed`].
-    pub fn guess(&self, texts: &[Box<str>], guesses: &mut Vec<Guess>) {
-        guesses.clear();
-        for text in texts {
-            let hash = hash_str(text) as u32;
-            guesses.push(Guess { hash, id: FREE });
-        }
-        let slots = guesses
-            .iter()
-            .map(|guess| self.table.slots.get(self.table.home(guess.hash)));
-        black_box(slots.flatten().fold(0, |sum, slot| sum ^ slot.id));
-        for guess in guesses.iter_mut() {
-            guess.id = self.table.find(guess.hash, |_| true).unwrap_or(FREE);
-        }
-        let places = guesses
-            .iter()
-            .map(|guess| self.places.get(guess.id as usize));
-        let sum = places.flatten().fold(0, |sum: u8, &place| {
-            let bytes = &self.pages[(place >> 16) as usize].bytes;
-            let at = (place & 0xffff) as usize;
-            // A string rarely lies in more than two cache lines.
-            sum ^ bytes[at] ^ bytes[(at + 64).min(bytes.len() - 1)]
-        });
-        black_box(sum);
+    /// The first of three looks for a string, each of which only fetches from memory what the next one needs: many
+    /// strings looked for together, look by look, do not wait for each other. The guess is for
+    /// [`Interner::intern_guessed`].
+    #[inline]
+    pub fn guess(&self, text: &str) -> Guess {
+        let hash = hash_str(text) as u32;
+        prefetch::item(&self.table.slots, self.table.home(hash));
+        Guess { hash, id: FREE }
     }
 
-    /// Fetches what removing these ids will need, all at the same time.
-    pub fn touch(&self, ids: &[u32]) {
-        let places = ids.iter().map(|&id| self.places[id as usize]);
-        black_box(places.fold(0, |sum: u32, place| sum ^ place));
-        let lengths = ids.iter().map(|&id| self.bytes(id).len());
-        black_box(lengths.fold(0, |sum: usize, len| sum ^ len));
-        let homes = ids
-            .iter()
-            .map(|&id| self.table.home(hash_bytes(self.bytes(id)) as u32));
-        black_box(homes.fold(0, |sum: u32, home| sum ^ self.table.slots[home].id));
+    /// The second look. The id that the string probably has.
+    #[inline]
+    pub fn guess_id(&self, guess: &mut Guess) -> Option<u32> {
+        guess.id = self.table.find(guess.hash, |_| true).unwrap_or(FREE);
+        prefetch::item(&self.places, guess.id as usize);
+        (guess.id != FREE).then_some(guess.id)
     }
 
-    /// [`Interner::intern`], given what [`Interner::guess`] found before other strings were added.
+    /// The third look, also for whoever will read or remove the string of an id in use.
+    #[inline]
+    pub fn fetch(&self, id: u32) {
+        if let Some(&place) = self.places.get(id as usize).filter(|&&at| at != FREE) {
+            // Most strings are not longer.
+            let bytes = &self.pages[(place >> 16) as usize].bytes[(place & 0xffff) as usize..];
+            prefetch::all(bytes, 96);
+        }
+    }
+
+    /// Fetches where the string of an id is kept, for [`Interner::fetch`].
+    #[inline]
+    pub fn fetch_place(&self, id: u32) {
+        prefetch::item(&self.places, id as usize);
+    }
+
+    /// Fetches what removing a string needs, once the string itself is there.
+    pub fn fetch_slot(&self, id: u32) {
+        let home = self.table.home(hash_bytes(self.bytes(id)) as u32);
+        prefetch::item(&self.table.slots, home);
+    }
+
+    /// [`Interner::intern`], given what [`Interner::guess_id`] found a while ago.
     pub fn intern_guessed(&mut self, text: &str, guess: Guess) -> Option<(u32, bool)> {
-        if guess.id != FREE && self.bytes(guess.id) == text.as_bytes() {
-            return Some((guess.id, false));
+        // Strings may have come and gone since.
+        let place = self.places.get(guess.id as usize);
+        if let Some(&place) = place.filter(|&&place| place != FREE) {
+            if bytes_at(&self.pages, place) == text.as_bytes() {
+                return Some((guess.id, false));
+            }
         }
         self.intern_hashed(text, guess.hash)
     }

@@ -8,5 +8,6 @@ pub mod hash;
 pub mod interner;
 pub mod lock;
 pub mod pool;
+pub mod prefetch;
 pub mod random;
 pub mod text;

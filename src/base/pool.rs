@@ -3,6 +3,8 @@
 //! A list is two numbers; its items lie side by side, in a block whose size follows from the list's length. Freed
 //! blocks are used again for lists of about the same length. No allocation per list, no pointer from item to item.
 
+use super::prefetch;
+
 /// A list in a [`Pool`]. Copying it does not copy the items: whoever changes or frees a list owns it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct List {
@@ -75,9 +77,12 @@ impl<T: Copy> Pool<T> {
         List { at, len }
     }
 
-    /// The item that was added last: a look at it fetches what [`Pool::push`] needs.
-    pub fn last(&self, list: List) -> Option<&T> {
-        self.get(list).last()
+    /// Fetches what [`Pool::push`] needs.
+    #[inline]
+    pub fn fetch_end(&self, list: List) {
+        if list.len > 0 {
+            prefetch::item(&self.items, list.at as usize + list.len as usize - 1);
+        }
     }
 
     pub fn push(&mut self, list: &mut List, item: T) {

@@ -8,12 +8,12 @@
 //! it with the old epoch mean nothing any more. A list of dependents more than half dead is swept.
 //!
 //! The graph is far larger than the processor's caches and walked in no order, so what counts is how many steps
-//! are fetched at the same time: lists are contiguous, and a block of a list is touched before it is worked on.
-
-use std::hint::black_box;
+//! are fetched at the same time: lists are contiguous, a block of a list is fetched before it is worked on, and the plan
+//! fetches what the next events are about (`ahead`).
 
 use crate::base::interner::{Guess, Interner};
 use crate::base::pool::{List, Pool};
+use crate::base::prefetch;
 
 /// No step, no build.
 pub const NONE: u32 = u32::MAX;
@@ -152,16 +152,15 @@ struct Link {
     epoch: u32,
 }
 
-/// Links touched together before they are worked on.
-const BLOCK: usize = 32;
+/// Links whose steps are fetched together before they are worked on.
+pub const BLOCK: usize = 32;
 
 /// See the module.
 pub struct Graph {
     pub names: Interner,
     pub steps: Vec<Step>,
     links: Pool<Link>,
-    /// Kept for their memory.
-    guesses: Vec<Guess>,
+    /// Kept for its memory.
     fresh: Vec<Link>,
 }
 
@@ -171,7 +170,6 @@ impl Graph {
             names: Interner::default(),
             steps: Vec::new(),
             links: Pool::default(),
-            guesses: Vec::new(),
             fresh: Vec::new(),
         }
     }
@@ -197,12 +195,16 @@ impl Graph {
         Some((id, new))
     }
 
-    /// [`Graph::intern`] for many; paths that are too long are left out. True if there is one.
-    pub fn intern_all(&mut self, drvs: &[Box<str>], found: &mut Vec<(u32, bool)>) -> bool {
+    /// [`Graph::intern`] for many, with what [`Graph::guess`] said of each; paths that are too long are left out. True if
+    /// there is one.
+    pub fn intern_all(
+        &mut self,
+        drvs: &[Box<str>],
+        guesses: &[Guess],
+        found: &mut Vec<(u32, bool)>,
+    ) -> bool {
         found.clear();
-        let mut guesses = std::mem::take(&mut self.guesses);
-        self.names.guess(drvs, &mut guesses);
-        for (drv, &guess) in drvs.iter().zip(&guesses) {
+        for (drv, &guess) in drvs.iter().zip(guesses) {
             if let Some((id, new)) = self.names.intern_guessed(drv, guess) {
                 if new {
                     self.make(id);
@@ -210,12 +212,6 @@ impl Graph {
                 found.push((id, new));
             }
         }
-        self.guesses = guesses;
-        black_box(
-            found
-                .iter()
-                .fold(0, |sum: u32, &(step, _)| sum ^ self.step(step).epoch),
-        );
         found.len() < drvs.len()
     }
 
@@ -236,14 +232,44 @@ impl Graph {
         };
     }
 
-    /// Fetches what giving these steps back will need, all at the same time.
-    pub fn touch(&self, steps: &[u32]) {
-        black_box(
-            steps
-                .iter()
-                .fold(0, |sum: u32, &step| sum ^ self.step(step).epoch),
-        );
-        self.names.touch(steps);
+    /// Fetches a step.
+    #[inline]
+    pub fn fetch(&self, step: u32) {
+        prefetch::item(&self.steps, step as usize);
+    }
+
+    /// Fetches the end of a step's list of dependents, for one more; the step is there already.
+    #[inline]
+    pub fn fetch_rdeps_end(&self, step: u32) {
+        if let Some(slot) = self.steps.get(step as usize) {
+            self.links.fetch_end(slot.rdeps);
+        }
+    }
+
+    /// Fetches the first links of a step's list of dependents; the step is there already.
+    #[inline]
+    pub fn fetch_rdeps(&self, step: u32) {
+        let list = self.step(step).rdeps;
+        prefetch::all(self.links.get(list), BLOCK * size_of::<Link>());
+    }
+
+    /// Fetches the first few dependents of a step; its list of them is there already.
+    #[inline]
+    pub fn fetch_dependents(&self, step: u32, at_most: usize) {
+        let links = self.links.get(self.step(step).rdeps);
+        for link in &links[..links.len().min(at_most)] {
+            self.fetch(link.step);
+        }
+    }
+
+    /// Fetches what giving these steps back will need.
+    pub fn fetch_all(&self, steps: &[u32]) {
+        for &step in steps {
+            self.fetch(step);
+            self.names.fetch_place(step);
+        }
+        steps.iter().for_each(|&step| self.names.fetch(step));
+        steps.iter().for_each(|&step| self.names.fetch_slot(step));
     }
 
     /// Gives the slot of a step back. Its edges and builds are gone by now.
@@ -265,10 +291,6 @@ impl Graph {
 
     /// `from`, which waits for nothing yet, waits for these steps from now on.
     pub fn link(&mut self, from: u32, to: &[u32]) {
-        let ends = to
-            .iter()
-            .filter_map(|&step| self.links.last(self.step(step).rdeps));
-        black_box(ends.fold(0, |sum: u32, link| sum ^ link.epoch));
         let mut deps = std::mem::take(&mut self.fresh);
         deps.clear();
         let waiting = Link {
@@ -320,7 +342,7 @@ impl Graph {
     pub fn dep_at(&self, step: u32, at: usize) -> Option<u32> {
         let links = self.links.get(self.step(step).deps);
         if at % BLOCK == 0 {
-            touch(&self.steps, &links[at..]);
+            fetch(&self.steps, &links[at..]);
         }
         let link = links[at];
         (self.step(link.step).epoch == link.epoch).then_some(link.step)
@@ -345,7 +367,7 @@ impl Graph {
         slot.rdeps_live = 0;
         slot.epoch = slot.epoch.wrapping_add(1);
         for links in self.links.get(list).chunks(BLOCK) {
-            touch(&self.steps, links);
+            fetch(&self.steps, links);
             for link in links {
                 let dependent = &mut self.steps[link.step as usize];
                 if dependent.epoch == link.epoch {
@@ -382,7 +404,7 @@ impl Graph {
         slot.missing = 0;
         slot.epoch = slot.epoch.wrapping_add(1);
         let walked = list.len();
-        touch(&self.steps, self.links.get(list));
+        fetch(&self.steps, self.links.get(list));
         for at in 0..walked {
             let link = self.links.get(list)[at];
             let awaited = self.step_mut(link.step);
@@ -412,11 +434,10 @@ impl Graph {
     }
 }
 
-/// Fetches the steps of some links, all at the same time.
-fn touch(steps: &[Step], links: &[Link]) {
-    let links = &links[..links.len().min(BLOCK)];
-    let sum = links
-        .iter()
-        .fold(0, |sum: u32, link| sum ^ steps[link.step as usize].epoch);
-    black_box(sum);
+/// Fetches the steps of the first links, all at the same time.
+#[inline]
+fn fetch(steps: &[Step], links: &[Link]) {
+    for link in &links[..links.len().min(BLOCK)] {
+        prefetch::item(steps, link.step as usize);
+    }
 }

@@ -14,6 +14,7 @@ use super::index::URGENT;
 use super::machines::growing_ms;
 use super::Plan;
 use crate::base::hash::FixedMap;
+use crate::base::interner::Guess;
 use crate::model::{BuildId, BuildOutput, Millis, Ticket, UnixSecs};
 
 /// Above that only emergencies are.
@@ -45,6 +46,22 @@ pub struct Questions {
 impl Questions {
     pub fn under_way(&self) -> usize {
         self.under_way.len()
+    }
+
+    /// The step that a question under way is about.
+    pub fn step_of(&self, question: QuestionId) -> Option<u32> {
+        self.under_way.get(&question.0).map(|&(step, _)| step)
+    }
+
+    /// The step to be asked about so many questions from now, if that is known.
+    pub fn waiting_at(&self, at: usize) -> Option<u32> {
+        let urgent = self.urgent.len();
+        let next = if at < urgent {
+            self.urgent.get(at)
+        } else {
+            self.waiting.get(at - urgent)
+        };
+        next.map(|&(step, _)| step)
     }
 
     pub fn waiting(&self) -> usize {
@@ -418,8 +435,13 @@ impl Plan {
         }
     }
 
-    /// Digests one answer; returns what it cost.
-    pub(super) fn take_facts(&mut self, question: QuestionId, facts: StepFacts) -> i64 {
+    /// Digests one answer; returns what it cost. `guesses`: of its inputs.
+    pub(super) fn take_facts(
+        &mut self,
+        question: QuestionId,
+        facts: StepFacts,
+        guesses: &[Guess],
+    ) -> i64 {
         let Some(step) = self.answered(question) else {
             return 1;
         };
@@ -431,7 +453,7 @@ impl Plan {
             return 1;
         }
         match facts {
-            StepFacts::Needed(spec) => self.needed(step, &spec),
+            StepFacts::Needed(spec) => self.needed(step, &spec, guesses),
             StepFacts::Valid => self.valid(step),
             StepFacts::Substituted { outputs } => {
                 self.totals.outputs_substituted += outputs.len() as u64;
@@ -474,7 +496,7 @@ impl Plan {
         }
     }
 
-    fn needed(&mut self, step: u32, spec: &StepSpec) -> i64 {
+    fn needed(&mut self, step: u32, spec: &StepSpec, guesses: &[Guess]) -> i64 {
         let (class, new) = self
             .index
             .class_of(spec, &mut self.machines.kinds, self.now);
@@ -492,7 +514,7 @@ impl Plan {
         }
         let wishes = self.wishes_of(step);
         let (mut found, mut inputs) = std::mem::take(&mut self.scratch);
-        let too_long = self.graph.intern_all(&spec.inputs, &mut found);
+        let too_long = self.graph.intern_all(&spec.inputs, guesses, &mut found);
         inputs.clear();
         for &(input, new) in &found {
             if new || (input != step && self.graph.step(input).state != State::Valid) {
@@ -606,7 +628,7 @@ impl Plan {
             }
             steps.sort_unstable();
             steps.dedup();
-            self.graph.touch(&steps);
+            self.graph.fetch_all(&steps);
             for &step in &steps {
                 self.free_step(step);
             }

@@ -13,6 +13,7 @@
 //! | `machines` | kinds, slots, who is set aside |
 //! | `holds` | caps and emergencies: what may not start although a machine would take it |
 //! | `orders` | what operators order about machines, for the log |
+//! | `ahead` | what the next events are about, fetched from memory before its turn has come |
 //! | `ingest` | from rows and facts to steps; which builds are gone |
 //! | `attempt` | from a runnable step to a run, and what its end means |
 //! | `follow` | what another queue runner does, when this one only watches |
@@ -36,6 +37,7 @@
 //! one, its steps would stay blocked until their builds are cancelled, and would keep their memory.
 
 pub mod action;
+mod ahead;
 mod attempt;
 mod builds;
 pub mod event;
@@ -63,6 +65,7 @@ use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::sync::Arc;
 
 use self::action::{Action, Level, Record};
+use self::ahead::Ahead;
 use self::builds::Builds;
 use self::event::{Event, Hold, OrderState, Pass, PlanSettings, QuestionId, StepFacts};
 use self::fail::Failing;
@@ -153,6 +156,7 @@ pub struct Plan {
     questions: Questions,
     /// Answers not digested yet.
     facts: VecDeque<(QuestionId, StepFacts)>,
+    ahead: Ahead,
     failing: VecDeque<Failing>,
     /// Steps whose priorities, limits and jobsets have to be passed on to their dependencies.
     spread: VecDeque<u32>,
@@ -211,6 +215,7 @@ impl Plan {
             runs: Runs::default(),
             questions: Questions::default(),
             facts: VecDeque::new(),
+            ahead: Ahead::default(),
             failing: VecDeque::new(),
             spread: VecDeque::new(),
             rekey: Vec::new(),
@@ -247,6 +252,7 @@ impl Plan {
     pub fn turn(&mut self, now: Millis, events: &mut Vec<Event>, actions: &mut Vec<Action>) {
         self.now = self.now.max(now);
         self.jobsets.prune(self.now.secs());
+        self.fetch_for(events);
         for event in events.drain(..) {
             self.take(event);
         }
@@ -459,8 +465,8 @@ impl Plan {
             if left <= 0 {
                 break;
             }
-            if let Some((question, facts)) = self.facts.pop_front() {
-                left -= self.take_facts(question, facts);
+            if let Some(cost) = self.take_next_facts() {
+                left -= cost;
                 continue;
             }
             self.sweep_on(&mut left);

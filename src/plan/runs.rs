@@ -1,6 +1,7 @@
 //! The attempts under way, by the id the world knows them by.
 
 use crate::base::hash::FixedMap;
+use crate::base::prefetch;
 use crate::model::{BuildId, Millis, Phase, RunId};
 
 #[derive(Clone, Copy)]
@@ -67,6 +68,16 @@ impl Runs {
     pub fn find(&mut self, id: RunId) -> Option<&mut Run> {
         let slot = *self.by_id.get(&id.0)?;
         self.slots[slot as usize].as_mut()
+    }
+
+    /// Where a run is kept.
+    pub fn slot_of(&self, id: RunId) -> Option<u32> {
+        self.by_id.get(&id.0).copied()
+    }
+
+    /// Fetches a run.
+    pub fn fetch(&self, slot: u32) {
+        prefetch::item(&self.slots, slot as usize);
     }
 
     pub fn at(&mut self, slot: u32) -> &mut Run {
