@@ -11,3 +11,4 @@ pub mod pool;
 pub mod prefetch;
 pub mod random;
 pub mod text;
+pub mod tournament;

@@ -26,7 +26,9 @@ impl List {
 
 /// See the module.
 pub struct Pool<T> {
+    /// Those from `end` on belong to no block yet.
     items: Vec<T>,
+    end: usize,
     /// Freed blocks by size class.
     free: Vec<Vec<u32>>,
 }
@@ -35,10 +37,14 @@ impl<T> Default for Pool<T> {
     fn default() -> Pool<T> {
         Pool {
             items: Vec::new(),
+            end: 0,
             free: Vec::new(),
         }
     }
 }
+
+/// Items made ahead when there is no room.
+const GROWTH: usize = 1_000;
 
 /// Block sizes: 2, 4, 8, 12, 16, 24, 32, 48 and so on.
 fn class_of(len: u32) -> usize {
@@ -125,13 +131,15 @@ impl<T: Copy> Pool<T> {
         if let Some(at) = self.free[class].pop() {
             return at;
         }
-        let at = self.items.len();
-        let end = at + size_of_class(class) as usize;
+        let at = self.end;
+        self.end += size_of_class(class) as usize;
         assert!(
-            end <= u32::MAX as usize,
+            self.end <= u32::MAX as usize,
             "BUG: a pool of more than 2^32 items"
         );
-        self.items.resize(end, filler);
+        if self.end > self.items.len() {
+            self.items.resize(self.end + GROWTH, filler);
+        }
         at as u32
     }
 }

@@ -6,6 +6,7 @@
 //!
 //! Decides nothing: without this file the plan would do the same, only slower.
 
+use super::attempt::{Starting, DEPENDENTS_LOOKED_AT};
 use super::event::{Event, QuestionId, StepFacts};
 use super::graph::BLOCK;
 use super::Plan;
@@ -113,5 +114,21 @@ impl Plan {
             .iter()
             .for_each(|&step| graph.fetch_dependents(step, BLOCK));
         self.scratch.1 = slots;
+    }
+
+    /// Fetches what telling of these starts needs.
+    pub(super) fn fetch_starts(&self, starting: &[Starting]) {
+        let graph = &self.graph;
+        let steps = || starting.iter().map(|start| start.step);
+        for step in steps() {
+            graph.fetch(step);
+            graph.names.fetch_place(step);
+        }
+        for step in steps() {
+            graph.names.fetch(step);
+            graph.fetch_rdeps(step);
+            self.builds.fetch(graph.step(step).builds);
+        }
+        steps().for_each(|step| graph.fetch_dependents(step, DEPENDENTS_LOOKED_AT));
     }
 }

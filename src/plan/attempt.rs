@@ -14,29 +14,51 @@ use super::ingest::{limit, limit_secs};
 use super::machines::{growing_ms, jitter_ms, Machines, StepTime};
 use super::runs::Run;
 use super::{Plan, Timer};
-use crate::model::{BuildId, BuildStatus, MachineId, Phase, RunId};
+use crate::model::{BuildId, BuildStatus, MachineId, Phase, RunId, Ticket};
 
 /// Runs started in one turn.
 const STARTS_PER_TURN: u32 = 1_000;
+/// Starts whose memory is fetched together.
+const STARTS_TOGETHER: usize = 64;
 /// Dependents looked at to count the builds that want a step, for the log line.
-const DEPENDENTS_LOOKED_AT: usize = 8;
+pub(super) const DEPENDENTS_LOOKED_AT: usize = 8;
 /// Dependents of a step whose limits are compared when its run begins.
 const LIMITS_STEPS_MAX: usize = 64;
+
+/// A step that has its slot; nobody has been told yet.
+#[derive(Clone, Copy)]
+pub struct Starting {
+    /// Slot of its run.
+    pub run: u32,
+    pub step: u32,
+    pub ticket: Ticket,
+}
 
 impl Plan {
     /// Starts what can be started: again and again the best machine takes the best step it supports.
     pub(super) fn place(&mut self) {
-        self.placing = false;
+        let mut starting = std::mem::take(&mut self.starting);
+        self.placing = self.choose(&mut starting);
+        for block in starting.chunks(STARTS_TOGETHER) {
+            self.fetch_starts(block);
+            block.iter().for_each(|start| self.start(*start));
+        }
+        starting.clear();
+        self.starting = starting;
+    }
+
+    /// Gives steps their slots. True if there may be more to start.
+    fn choose(&mut self, starting: &mut Vec<Starting>) -> bool {
         if self.following || self.stopped || !self.machines.known || !self.holds.is_empty() {
-            return;
+            return false;
         }
         if !self.failing.is_empty() || !self.unwanted.is_empty() {
             // Half a failure or a drop: some runnable steps may be wanted by nobody. The next turn goes on.
-            return;
+            return false;
         }
         for _ in 0..STARTS_PER_TURN {
             if self.index.runnable_steps == 0 || !self.writer_keeps_up() {
-                return;
+                return false;
             }
             let gate = self.gate();
             let runnable = gate.as_ref().map_or(&self.index.runnable, Gate::startable);
@@ -45,7 +67,7 @@ impl Plan {
             if self.audited && choice.is_none() {
                 assert_eq!(self.plain_choice(), None, "BUG: something could be started");
             }
-            let Some(choice) = choice else { return };
+            let Some(choice) = choice else { return false };
             let best = self.index.best(
                 self.machines.mask(choice),
                 choice.urgent_only,
@@ -62,31 +84,22 @@ impl Plan {
                     "BUG: not the best machine and step"
                 );
             }
-            self.start(step, choice.machine);
+            let run = self.occupy(step, choice.machine);
+            let ticket = self.next_ticket();
+            starting.push(Starting { run, step, ticket });
         }
-        self.placing = true;
+        true
     }
 
-    /// A runnable step takes a slot of a machine. Gives its run, the owner of its row and its own builds.
-    pub(super) fn occupy(&mut self, step: u32, machine: u32) -> (RunId, BuildId, Vec<BuildId>) {
-        let announce: Vec<_> = self
-            .builds
-            .of_step(step, &self.graph)
-            .into_iter()
-            .map(|(id, _)| id)
-            .collect();
-        let primary = announce
-            .first()
-            .copied()
-            .or_else(|| self.lowest_dependent(step));
-        let primary = primary.expect("BUG: a runnable step that no build wants");
-        let run = self.runs.next_id();
+    /// A runnable step takes a slot of a machine. Returns the slot of its run, which has no owner of its row yet.
+    pub(super) fn occupy(&mut self, step: u32, machine: u32) -> u32 {
+        let id = self.runs.next_id();
         let payer = self.jobsets.occupy(self.graph.step(step).set);
-        let slot = self.runs.add(Run {
-            id: run,
+        let run = self.runs.add(Run {
+            id,
             step,
             machine,
-            primary,
+            primary: BuildId::default(),
             payer,
             phase: Phase::Preparing,
             phase_since: self.now,
@@ -95,27 +108,38 @@ impl Plan {
             killed: false,
             evicted: false,
         });
-        self.machines.occupy(machine, run, self.now);
+        self.machines.occupy(machine, id, self.now);
         self.set_state(step, State::Running);
-        self.graph.step_mut(step).aux = slot;
-        (run, primary, announce)
+        self.graph.step_mut(step).aux = run;
+        run
     }
 
-    fn start(&mut self, step: u32, machine: u32) {
+    /// Finds the owner of a new run's row; returns the step's own builds.
+    pub(super) fn own(&mut self, run: u32) -> Vec<BuildId> {
+        let step = self.runs.peek(run).step;
+        let builds = self.builds.of_step(step, &self.graph);
+        let announce: Vec<_> = builds.into_iter().map(|(id, _)| id).collect();
+        let first = announce.first().copied();
+        let primary = first.or_else(|| self.lowest_dependent(step));
+        self.runs.at(run).primary = primary.expect("BUG: a runnable step that no build wants");
+        announce
+    }
+
+    fn start(&mut self, starting: Starting) {
+        let Starting { run, step, ticket } = starting;
+        let announce = self.own(run);
         let above = self.graph.rdeps_with_builds(step, DEPENDENTS_LOOKED_AT);
-        let (run, primary, announce) = self.occupy(step, machine);
         let wanted_by = (announce.len() as u32 + above).max(1);
-        let ticket = self.next_ticket();
-        let (max_silent, timeout) = self.limits_of(step, primary);
+        let (max_silent, timeout) = self.limits_of(step, self.runs.peek(run).primary);
         let (max_silent_secs, timeout_secs) = (limit_secs(max_silent), limit_secs(timeout));
         let drv = self.drv(step);
-        let machine = Machines::id(machine);
+        let run = self.runs.peek(run);
         self.out.push(Action::Start(Start {
-            run,
+            run: run.id,
             ticket,
             drv,
-            machine,
-            primary,
+            machine: Machines::id(run.machine),
+            primary: run.primary,
             announce,
             max_silent_secs,
             timeout_secs,

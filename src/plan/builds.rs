@@ -5,6 +5,7 @@
 use super::event::Pass;
 use super::graph::{Graph, NONE};
 use crate::base::hash::FixedMap;
+use crate::base::prefetch;
 use crate::model::{BuildId, Millis, Ticket};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,6 +53,12 @@ pub struct Builds {
 impl Builds {
     pub fn find(&self, id: BuildId) -> Option<u32> {
         self.by_id.get(&id.0).copied()
+    }
+
+    /// Fetches a build.
+    #[inline]
+    pub fn fetch(&self, slot: u32) {
+        prefetch::item(&self.slots, slot as usize);
     }
 
     pub fn get(&self, slot: u32) -> &Build {

@@ -62,7 +62,12 @@ impl Plan {
         let step = self.graph.names.find(drv)?;
         self.machines.get(machine.0)?;
         let ready = self.graph.step(step).state == State::Runnable;
-        ready.then(|| self.occupy(step, machine.0).0)
+        if !ready {
+            return None;
+        }
+        let run = self.occupy(step, machine.0);
+        self.own(run);
+        Some(self.runs.peek(run).id)
     }
 
     /// What each machine with a free slot would take next.

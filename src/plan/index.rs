@@ -25,12 +25,15 @@ use super::machines::Kind;
 use super::shares::{Jobsets, NO_JOBSET};
 use crate::base::bits::Bits;
 use crate::base::hash::hash_str;
+use crate::base::prefetch;
 use crate::base::random::mix;
 use crate::model::Millis;
 
 /// Classes nobody uses are forgotten after this time, once there are many.
 const CLASS_IDLE_MS: u64 = 24 * 3_600_000;
 const CLASSES_KEPT: usize = 256;
+/// Entries at the top of a heap, whose steps are fetched before they are compared.
+const HEADS_FETCHED: usize = 7;
 /// Heaps smaller than this are not worth building anew.
 const HEAP_SMALL: usize = 32;
 
@@ -351,6 +354,10 @@ impl Index {
                 match entries.peek() {
                     Some(head) if head.is_fresh(steps) => {
                         best = Some((*head, share, features));
+                        // One of these is likely to be the head when this one has started.
+                        for next in entries.as_slice().iter().take(HEADS_FETCHED).skip(1) {
+                            prefetch::item(steps, next.step as usize);
+                        }
                         at += 1;
                     }
                     // Stale: look at this heap again, if it has something left.

@@ -15,6 +15,7 @@ use super::index::Class;
 use super::PhaseMs;
 use crate::base::bits::Bits;
 use crate::base::random::Random;
+use crate::base::tournament::Tournament;
 use crate::model::{MachineId, Millis, Phase, RunId};
 
 /// Errors of a machine that are remembered.
@@ -45,15 +46,23 @@ pub struct Kind {
     pub last_seen: Millis,
     /// Classes that it supports.
     pub classes: Bits,
-    /// Would take a step now.
-    free: BTreeSet<Key>,
-    /// The first of `free`, or [`NO_KEY`].
-    best: Key,
+    /// Would take a step now: each at its seat.
+    free: Tournament<Key>,
+    /// Seats ever given, and those given back.
+    seats: u32,
+    seats_free: Vec<u32>,
     /// Set aside, but would take a step that no usable machine can do.
     probes: BTreeSet<Key>,
 }
 
 impl Kind {
+    fn take_seat(&mut self) -> u32 {
+        self.seats_free.pop().unwrap_or_else(|| {
+            self.seats += 1;
+            self.seats - 1
+        })
+    }
+
     /// Hydra's `supportsStep` (spec 3.4), with the mandatory features among the supported ones (D9).
     pub fn supports(&self, class: &Class) -> bool {
         let has_system = &*class.platform == "builtin" || self.systems.contains(&class.platform);
@@ -89,8 +98,8 @@ impl StepTime {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
     Nowhere,
-    Free(u32, Key),
-    Probe(u32, Key),
+    Free(Key),
+    Probe(Key),
 }
 
 pub struct Machine {
@@ -98,6 +107,8 @@ pub struct Machine {
     /// Listed in the configuration.
     pub listed: bool,
     pub kind: u32,
+    /// Its place among those of its kind.
+    seat: u32,
     /// Slots in use.
     pub current: u32,
     /// Consecutive faults; 0 is in good standing.
@@ -278,10 +289,13 @@ impl Machines {
                         // Out of the old kind's sets and counts before it enters the new one's.
                         machine.listed = false;
                         self.refresh(at as u32, now);
+                        let seat = self.kinds[kind as usize].take_seat();
                         let machine = self.get_mut(at as u32);
-                        machine.kind = kind;
+                        let old = (machine.kind, machine.seat);
+                        (machine.kind, machine.seat) = (kind, seat);
                         machine.listed = true;
                         machine.spec = spec;
+                        self.kinds[old.0 as usize].seats_free.push(old.1);
                     } else {
                         machine.spec = spec;
                     }
@@ -291,6 +305,7 @@ impl Machines {
                         spec,
                         listed: true,
                         kind,
+                        seat: self.kinds[kind as usize].take_seat(),
                         current: 0,
                         failures: 0,
                         last_counted: Millis(0),
@@ -357,8 +372,9 @@ impl Machines {
             usable: 0,
             last_seen: Millis(0),
             classes: Bits::default(),
-            free: BTreeSet::new(),
-            best: NO_KEY,
+            free: Tournament::new(NO_KEY),
+            seats: 0,
+            seats_free: Vec::new(),
             probes: BTreeSet::new(),
         };
         for (number, class) in classes.iter().enumerate() {
@@ -476,10 +492,11 @@ impl Machines {
             && (machine.failures == 0 || machine.probe.is_none());
         let place = match (takes, trusted) {
             (false, _) => Place::Nowhere,
-            (true, true) => Place::Free(machine.kind, key(machine)),
-            (true, false) => Place::Probe(machine.kind, key(machine)),
+            (true, true) => Place::Free(key(machine)),
+            (true, false) => Place::Probe(key(machine)),
         };
         let (old_place, old_counted) = (machine.place, machine.counted);
+        let (at_kind, seat) = (machine.kind as usize, machine.seat);
         machine.place = place;
         machine.counted = counted;
         let kind = &mut self.kinds[machine.kind as usize];
@@ -492,29 +509,18 @@ impl Machines {
             }
         }
         if old_place != place {
-            match old_place {
-                Place::Nowhere => {}
-                Place::Free(kind, key) => {
-                    let kind = &mut self.kinds[kind as usize];
-                    kind.free.remove(&key);
-                    if kind.best == key {
-                        kind.best = kind.free.first().copied().unwrap_or(NO_KEY);
-                    }
-                }
-                Place::Probe(kind, key) => {
-                    self.kinds[kind as usize].probes.remove(&key);
-                }
+            // A machine changes its kind only when it is nowhere.
+            let kind = &mut self.kinds[at_kind];
+            if let Place::Probe(key) = old_place {
+                kind.probes.remove(&key);
             }
-            match place {
-                Place::Nowhere => {}
-                Place::Free(kind, key) => {
-                    let kind = &mut self.kinds[kind as usize];
-                    kind.free.insert(key);
-                    kind.best = kind.best.min(key);
-                }
-                Place::Probe(kind, key) => {
-                    self.kinds[kind as usize].probes.insert(key);
-                }
+            match (old_place, place) {
+                (_, Place::Free(key)) => kind.free.put(seat, key),
+                (Place::Free(_), _) => kind.free.put(seat, NO_KEY),
+                _ => {}
+            }
+            if let Place::Probe(key) = place {
+                kind.probes.insert(key);
             }
         }
     }
@@ -544,8 +550,8 @@ impl Machines {
         let mut urgent_only = false;
         for kind in &self.kinds {
             let (wanted, urgent) = wanted_of(kind);
-            if kind.best < best && kind.classes.meets(wanted, None) {
-                best = kind.best;
+            if kind.free.least() < best && kind.classes.meets(wanted, None) {
+                best = kind.free.least();
                 urgent_only = urgent;
             }
         }
@@ -685,7 +691,7 @@ impl Machines {
     pub fn takes(&self, class: u32) -> bool {
         self.kinds
             .iter()
-            .any(|kind| kind.best != NO_KEY && kind.classes.has(class))
+            .any(|kind| kind.free.least() != NO_KEY && kind.classes.has(class))
     }
 
     /// Slots of configured machines that are not in use, set aside or not.
@@ -724,17 +730,17 @@ impl Machines {
             usable[kind] += u32::from(machine.counted.1);
             match machine.place {
                 Place::Nowhere => {}
-                Place::Free(kind, key) => {
+                Place::Free(key) => {
                     placed += 1;
                     assert!(
-                        self.kinds[kind as usize].free.contains(&key),
+                        self.kinds[kind].free.get(machine.seat) == key,
                         "BUG: a free machine is not in its kind's set"
                     );
                 }
-                Place::Probe(kind, key) => {
+                Place::Probe(key) => {
                     placed += 1;
                     assert!(
-                        self.kinds[kind as usize].probes.contains(&key),
+                        self.kinds[kind].probes.contains(&key),
                         "BUG: a probe is not in its kind's set"
                     );
                 }
@@ -742,8 +748,8 @@ impl Machines {
         }
         for (at, kind) in self.kinds.iter().enumerate() {
             assert_eq!(
-                kind.best,
-                kind.free.first().copied().unwrap_or(NO_KEY),
+                kind.free.least(),
+                kind.free.keys().min().unwrap_or(NO_KEY),
                 "BUG: best machine of kind {at}"
             );
             assert_eq!(
@@ -751,7 +757,7 @@ impl Machines {
                 (counted[at], usable[at]),
                 "BUG: machines counted in kind {at}"
             );
-            placed -= kind.free.len() + kind.probes.len();
+            placed -= kind.free.keys().count() + kind.probes.len();
         }
         assert_eq!(placed, 0, "BUG: a kind's set has a machine too many");
     }

@@ -66,6 +66,7 @@ use std::sync::Arc;
 
 use self::action::{Action, Level, Record};
 use self::ahead::Ahead;
+use self::attempt::Starting;
 use self::builds::Builds;
 use self::event::{Event, Hold, OrderState, Pass, PlanSettings, QuestionId, StepFacts};
 use self::fail::Failing;
@@ -195,6 +196,7 @@ pub struct Plan {
     out: Vec<Action>,
     /// Kept for their memory: a step's inputs with whether they are new, and those it has to wait for.
     scratch: (Vec<(u32, bool)>, Vec<u32>),
+    starting: Vec<Starting>,
 }
 
 impl Plan {
@@ -240,6 +242,7 @@ impl Plan {
             totals: Totals::default(),
             out: Vec::new(),
             scratch: Default::default(),
+            starting: Vec::new(),
         }
     }
 

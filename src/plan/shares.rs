@@ -121,6 +121,10 @@ impl Jobset {
 
 struct Set {
     members: Box<[u32]>,
+    /// A bit for each member, by its number modulo 64.
+    mask: u64,
+    /// No two members can have the same bit: all numbers are below 64.
+    exact: bool,
     refs: u32,
 }
 
@@ -167,6 +171,8 @@ impl Jobsets {
             by_id: FixedMap::default(),
             sets: vec![Set {
                 members: Box::default(),
+                mask: 0,
+                exact: true,
                 refs: 1,
             }],
             sets_free: Vec::new(),
@@ -445,14 +451,15 @@ impl Jobsets {
     }
 
     fn union_of_different(&mut self, a: u32, b: u32) -> Option<u32> {
-        let (mine, theirs) = (
-            &self.sets[a as usize].members,
-            &self.sets[b as usize].members,
-        );
-        if theirs
-            .iter()
-            .all(|jobset| mine.binary_search(jobset).is_ok())
-        {
+        let (mine, theirs) = (&self.sets[a as usize], &self.sets[b as usize]);
+        // Mostly the bits tell.
+        let within = theirs.mask & !mine.mask == 0;
+        if within && mine.exact && theirs.exact {
+            return None;
+        }
+        let (mine, theirs) = (&mine.members, &theirs.members);
+        let has = |jobset: &u32| mine.binary_search(jobset).is_ok();
+        if within && theirs.iter().all(has) {
             return None;
         }
         if a == EMPTY_SET {
@@ -479,7 +486,10 @@ impl Jobsets {
             self.keep(set);
             return set;
         }
+        let bits = members.iter().map(|jobset| 1u64 << (jobset % 64));
         let set = Set {
+            mask: bits.fold(0, |mask, bit| mask | bit),
+            exact: members.iter().all(|&jobset| jobset < 64),
             members: members.into(),
             refs: 1,
         };
