@@ -1,17 +1,17 @@
 //! Strings as dense `u32` ids, with the space of removed strings reused.
 //!
-//! The bytes lie in pages of 64 KiB, each entry behind a small header that names its id. When less than
-//! half of the pages' bytes is in use, one page at a time is emptied by moving what lives in it. So a
-//! process that adds and removes for months needs at most about twice what lives, and no call is long
-//! (except that the table of hashes doubles now and then).
+//! The bytes lie in pages of 64 KiB, each string behind a small header that names its id. When less than
+//! half of the pages' bytes is in use, one page at a time is emptied by moving what lives in it, and used again. So a
+//! process that adds and removes for months needs at most about twice what ever lived at a time, and no call is
+//! long (except that the table of hashes and the room for the pages double now and then).
 //!
 //! The table is our own and plain, eight bytes per slot and nothing else, because looking up many strings in a
 //! table far larger than the caches is fast only if all the slots are fetched at the same time.
 //!
 //! Does not know what the strings mean.
 
-use super::hash::{hash_bytes, hash_str};
-use super::prefetch;
+use super::hash::hash_str;
+use super::{huge, prefetch};
 
 /// Longer strings are refused.
 pub const STRING_BYTES_MAX: usize = 4096;
@@ -65,7 +65,10 @@ impl Table {
 
     fn insert(&mut self, hash: u32, id: u32) {
         if (self.used + 1) * 10 > self.slots.len() * 7 {
-            let grown = vec![EMPTY; (self.slots.len() * 2).max(16)];
+            let slots = (self.slots.len() * 2).max(16);
+            let mut grown = Vec::new();
+            huge::reserve(&mut grown, slots);
+            grown.resize(slots, EMPTY);
             for slot in std::mem::replace(&mut self.slots, grown) {
                 if slot.id != FREE {
                     self.put(slot);
@@ -129,17 +132,27 @@ impl Guess {
 
 #[derive(Default)]
 struct Page {
-    bytes: Vec<u8>,
+    used_bytes: usize,
     live_bytes: usize,
+}
+
+/// Of an id.
+#[derive(Clone, Copy)]
+struct Entry {
+    /// Where the header of the string is among all bytes: page number and offset. `FREE`: the id has no string.
+    place: u32,
+    hash: u32,
 }
 
 /// See the module.
 #[derive(Default)]
 pub struct Interner {
     table: Table,
-    /// By id: page number and offset of the header, or `FREE`.
-    places: Vec<u32>,
+    /// By id.
+    entries: Vec<Entry>,
     free_ids: Vec<u32>,
+    /// Of all pages.
+    bytes: Vec<u8>,
     pages: Vec<Page>,
     free_pages: Vec<u32>,
     /// The page that new strings go to.
@@ -161,10 +174,10 @@ impl Interner {
 
     /// Every id is below this.
     pub fn ids_end(&self) -> u32 {
-        self.places.len() as u32
+        self.entries.len() as u32
     }
 
-    /// Bytes of memory held for the strings themselves.
+    /// Bytes of the pages in use.
     pub fn page_bytes(&self) -> usize {
         (self.pages.len() - self.free_pages.len()) * PAGE_BYTES
     }
@@ -189,16 +202,16 @@ impl Interner {
     #[inline]
     pub fn guess_id(&self, guess: &mut Guess) -> Option<u32> {
         guess.id = self.table.find(guess.hash, |_| true).unwrap_or(FREE);
-        prefetch::item(&self.places, guess.id as usize);
+        prefetch::item(&self.entries, guess.id as usize);
         (guess.id != FREE).then_some(guess.id)
     }
 
     /// The third look, also for whoever will read or remove the string of an id in use.
     #[inline]
     pub fn fetch(&self, id: u32) {
-        if let Some(&place) = self.places.get(id as usize).filter(|&&at| at != FREE) {
-            // Most strings are not longer.
-            let bytes = &self.pages[(place >> 16) as usize].bytes[(place & 0xffff) as usize..];
+        if let Some(entry) = self.entries.get(id as usize) {
+            // Most strings are not longer. A free id has no place in the bytes.
+            let bytes = self.bytes.get(entry.place as usize..).unwrap_or_default();
             prefetch::all(bytes, 96);
         }
     }
@@ -206,21 +219,21 @@ impl Interner {
     /// Fetches where the string of an id is kept, for [`Interner::fetch`].
     #[inline]
     pub fn fetch_place(&self, id: u32) {
-        prefetch::item(&self.places, id as usize);
+        prefetch::item(&self.entries, id as usize);
     }
 
-    /// Fetches what removing a string needs, once the string itself is there.
+    /// Fetches what else removing a string needs; its place is there already.
     pub fn fetch_slot(&self, id: u32) {
-        let home = self.table.home(hash_bytes(self.bytes(id)) as u32);
+        let home = self.table.home(self.entries[id as usize].hash);
         prefetch::item(&self.table.slots, home);
     }
 
     /// [`Interner::intern`], given what [`Interner::guess_id`] found a while ago.
     pub fn intern_guessed(&mut self, text: &str, guess: Guess) -> Option<(u32, bool)> {
         // Strings may have come and gone since.
-        let place = self.places.get(guess.id as usize);
-        if let Some(&place) = place.filter(|&&place| place != FREE) {
-            if bytes_at(&self.pages, place) == text.as_bytes() {
+        let entry = self.entries.get(guess.id as usize);
+        if let Some(entry) = entry.filter(|entry| entry.place != FREE) {
+            if bytes_at(&self.bytes, entry.place) == text.as_bytes() {
                 return Some((guess.id, false));
             }
         }
@@ -244,21 +257,27 @@ impl Interner {
             return None;
         }
         let place = self.room(HEADER_BYTES + text.len())?;
+        let entry = Entry { place, hash };
         let id = match self.free_ids.pop() {
-            Some(id) => id,
+            Some(id) => {
+                self.entries[id as usize] = entry;
+                id
+            }
             None => {
-                self.places.push(FREE);
-                self.places.len() as u32 - 1
+                huge::reserve(&mut self.entries, 1);
+                self.entries.push(entry);
+                self.entries.len() as u32 - 1
             }
         };
-        self.places[id as usize] = place;
+        let size = HEADER_BYTES + text.len();
+        let into = &mut self.bytes[place as usize..place as usize + size];
+        into[..4].copy_from_slice(&id.to_le_bytes());
+        into[4..HEADER_BYTES].copy_from_slice(&(text.len() as u16).to_le_bytes());
+        into[HEADER_BYTES..].copy_from_slice(text.as_bytes());
         let page = &mut self.pages[(place >> 16) as usize];
-        page.bytes.extend_from_slice(&id.to_le_bytes());
-        page.bytes
-            .extend_from_slice(&(text.len() as u16).to_le_bytes());
-        page.bytes.extend_from_slice(text.as_bytes());
-        page.live_bytes += HEADER_BYTES + text.len();
-        self.live_bytes += HEADER_BYTES + text.len();
+        page.used_bytes += size;
+        page.live_bytes += size;
+        self.live_bytes += size;
         self.table.insert(hash, id);
         Some((id, true))
     }
@@ -270,17 +289,16 @@ impl Interner {
     }
 
     fn bytes(&self, id: u32) -> &[u8] {
-        bytes_at(&self.pages, self.places[id as usize])
+        bytes_at(&self.bytes, self.entries[id as usize].place)
     }
 
     /// Forgets a string; its id and space will be used again.
     pub fn remove(&mut self, id: u32) {
-        let bytes = self.bytes(id);
-        let size = HEADER_BYTES + bytes.len();
-        let hash = hash_bytes(bytes) as u32;
-        self.table.remove(hash, id);
-        let page_no = self.places[id as usize] >> 16;
-        self.places[id as usize] = FREE;
+        let size = HEADER_BYTES + self.bytes(id).len();
+        let entry = &mut self.entries[id as usize];
+        self.table.remove(entry.hash, id);
+        let page_no = entry.place >> 16;
+        entry.place = FREE;
         self.free_ids.push(id);
         self.live_bytes -= size;
         let page = &mut self.pages[page_no as usize];
@@ -296,26 +314,25 @@ impl Interner {
     fn room(&mut self, size: usize) -> Option<u32> {
         let open_full = match self.pages.get(self.open as usize) {
             None => true,
-            Some(page) => page.bytes.len() + size > PAGE_BYTES,
+            Some(page) => page.used_bytes + size > PAGE_BYTES,
         };
         if open_full {
             let full = self.open;
             self.open = match self.free_pages.pop() {
                 Some(page) => page,
                 None if self.pages.len() < PAGES_MAX => {
+                    huge::reserve(&mut self.bytes, PAGE_BYTES);
+                    self.bytes.resize(self.bytes.len() + PAGE_BYTES, 0);
                     self.pages.push(Page::default());
                     self.pages.len() as u32 - 1
                 }
                 None => return None,
             };
-            self.pages[self.open as usize]
-                .bytes
-                .reserve_exact(PAGE_BYTES);
             if full != self.open && self.pages[full as usize].live_bytes == 0 {
                 self.empty(full);
             }
         }
-        Some(self.open << 16 | self.pages[self.open as usize].bytes.len() as u32)
+        Some(self.open << 16 | self.pages[self.open as usize].used_bytes as u32)
     }
 
     fn empty(&mut self, page_no: u32) {
@@ -324,7 +341,7 @@ impl Interner {
             page.live_bytes == 0,
             "BUG: emptying a page with strings in it"
         );
-        page.bytes = Vec::new();
+        page.used_bytes = 0;
         self.free_pages.push(page_no);
     }
 
@@ -341,25 +358,25 @@ impl Interner {
         if from == self.open || self.pages[from as usize].live_bytes == 0 {
             return;
         }
-        let bytes = std::mem::take(&mut self.pages[from as usize].bytes);
-        let mut at = 0;
-        while at < bytes.len() {
-            let id = u32::from_le_bytes(bytes[at..at + 4].try_into().expect("BUG: four bytes"));
-            let len = usize::from(u16::from_le_bytes(
-                bytes[at + 4..at + 6].try_into().expect("BUG: two bytes"),
-            ));
-            let size = HEADER_BYTES + len;
-            if self.places[id as usize] == (from << 16 | at as u32) {
+        let begin = (from as usize) << 16;
+        let end = begin + self.pages[from as usize].used_bytes;
+        let mut at = begin;
+        while at < end {
+            let header = &self.bytes[at..at + HEADER_BYTES];
+            let id = u32::from_le_bytes(header[..4].try_into().expect("BUG: four bytes"));
+            let len = u16::from_le_bytes([header[4], header[5]]);
+            let size = HEADER_BYTES + usize::from(len);
+            if self.entries[id as usize].place == at as u32 {
                 // There is room: pages are less than half used, and a page number is free if one was before.
                 let Some(place) = self.room(size) else {
-                    self.pages[from as usize].bytes = bytes;
                     return;
                 };
+                self.bytes.copy_within(at..at + size, place as usize);
                 let to = &mut self.pages[(place >> 16) as usize];
-                to.bytes.extend_from_slice(&bytes[at..at + size]);
+                to.used_bytes += size;
                 to.live_bytes += size;
                 self.pages[from as usize].live_bytes -= size;
-                self.places[id as usize] = place;
+                self.entries[id as usize].place = place;
             }
             at += size;
         }
@@ -367,10 +384,9 @@ impl Interner {
     }
 }
 
-fn bytes_at(pages: &[Page], place: u32) -> &[u8] {
+fn bytes_at(bytes: &[u8], place: u32) -> &[u8] {
     assert!(place != FREE, "BUG: a free id has no string");
-    let bytes = &pages[(place >> 16) as usize].bytes;
-    let at = (place & 0xffff) as usize;
+    let at = place as usize;
     let len = usize::from(u16::from_le_bytes([bytes[at + 4], bytes[at + 5]]));
     &bytes[at + HEADER_BYTES..at + HEADER_BYTES + len]
 }

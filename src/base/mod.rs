@@ -5,10 +5,12 @@
 
 pub mod bits;
 pub mod hash;
+pub mod huge;
 pub mod interner;
 pub mod lock;
 pub mod pool;
 pub mod prefetch;
 pub mod random;
 pub mod text;
+pub mod texts;
 pub mod tournament;

@@ -3,7 +3,7 @@
 //! A list is two numbers; its items lie side by side, in a block whose size follows from the list's length. Freed
 //! blocks are used again for lists of about the same length. No allocation per list, no pointer from item to item.
 
-use super::prefetch;
+use super::{huge, prefetch};
 
 /// A list in a [`Pool`]. Copying it does not copy the items: whoever changes or frees a list owns it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -138,6 +138,8 @@ impl<T: Copy> Pool<T> {
             "BUG: a pool of more than 2^32 items"
         );
         if self.end > self.items.len() {
+            let missing = self.end + GROWTH - self.items.len();
+            huge::reserve(&mut self.items, missing);
             self.items.resize(self.end + GROWTH, filler);
         }
         at as u32

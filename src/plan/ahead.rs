@@ -15,8 +15,8 @@ use crate::base::prefetch;
 
 /// Answers looked at together.
 const ANSWERS: usize = 32;
-/// Bytes of an input's path that are fetched; most are not longer.
-const PATH_BYTES: usize = 96;
+/// Bytes of a step's inputs' paths that are fetched.
+const INPUTS_BYTES: usize = 1024;
 
 /// What was found out about the first answers that wait to be digested.
 #[derive(Default)]
@@ -61,10 +61,9 @@ impl Plan {
                 _ => None,
             })
         };
-        let inputs = || specs().flat_map(|spec| &spec.inputs);
+        let inputs = || specs().flat_map(|spec| spec.inputs.iter());
         let graph = &self.graph;
-        specs().for_each(|spec| prefetch::all(&spec.inputs, 256));
-        inputs().for_each(|input| prefetch::all(input.as_bytes(), PATH_BYTES));
+        specs().for_each(|spec| prefetch::all(spec.inputs.joined().as_bytes(), INPUTS_BYTES));
         let asked = |(question, _): &(QuestionId, _)| self.questions.step_of(*question);
         let steps = self.facts.iter().take(answers).filter_map(asked);
         steps.for_each(|step| graph.fetch(step));

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::base::texts::Texts;
 use crate::model::{
     BuildId, BuildOutput, BuildStatus, JobsetId, MachineId, Phase, RunId, Substituted, Ticket,
     UnixSecs,
@@ -231,7 +232,7 @@ pub struct StepSpec {
     pub required_features: Vec<Box<str>>,
     pub prefer_local: bool,
     /// Full paths of the input derivations.
-    pub inputs: Vec<Box<str>>,
+    pub inputs: Texts,
 }
 
 /// One build machine as configured.

@@ -11,9 +11,11 @@
 //! are fetched at the same time: lists are contiguous, a block of a list is fetched before it is worked on, and the plan
 //! fetches what the next events are about (`ahead`).
 
+use crate::base::huge;
 use crate::base::interner::{Guess, Interner};
 use crate::base::pool::{List, Pool};
 use crate::base::prefetch;
+use crate::base::texts::Texts;
 
 /// No step, no build.
 pub const NONE: u32 = u32::MAX;
@@ -199,7 +201,7 @@ impl Graph {
     /// there is one.
     pub fn intern_all(
         &mut self,
-        drvs: &[Box<str>],
+        drvs: &Texts,
         guesses: &[Guess],
         found: &mut Vec<(u32, bool)>,
     ) -> bool {
@@ -217,6 +219,7 @@ impl Graph {
 
     fn make(&mut self, id: u32) {
         if id as usize == self.steps.len() {
+            huge::reserve(&mut self.steps, 1);
             self.steps.push(FRESH);
         }
         let slot = &mut self.steps[id as usize];

@@ -269,11 +269,7 @@ fn scan(context: &Context, drv: &str) -> Scanned {
             .map(String::into_boxed_str)
             .collect(),
         prefer_local,
-        inputs: facts
-            .input_drvs
-            .into_iter()
-            .map(|input| input.into())
-            .collect(),
+        inputs: facts.input_drvs.into_iter().collect(),
     };
     if kind.has_known_output_paths() {
         return Scanned::Open {

@@ -242,7 +242,7 @@ impl Queue {
             inputs: self
                 .inputs(step)
                 .into_iter()
-                .map(|input| self.drv(input).into())
+                .map(|input| self.drv(input))
                 .collect(),
         }
     }

@@ -1,0 +1,58 @@
+//! Room for arrays of many megabytes.
+//!
+//! What is read in no order in such an array costs two waits: one for the memory, one for the table that says where the
+//! page is. With pages of 2 MiB that table is small enough to stay in the processor. The kernel gives such pages only
+//! when asked, and only for memory that has not been used yet: so a growing array moves to fresh memory.
+
+/// Below this an array has nothing from it.
+const WORTHWHILE_BYTES: usize = 4 << 20;
+
+/// Makes room for `more` items; as `Vec::reserve`, with large pages once there are many.
+#[inline]
+pub fn reserve<T: Copy>(items: &mut Vec<T>, more: usize) {
+    if items.capacity() - items.len() < more {
+        grow(items, more);
+    }
+}
+
+#[cold]
+fn grow<T: Copy>(items: &mut Vec<T>, more: usize) {
+    let wanted = (items.len() + more).max(2 * items.capacity());
+    if wanted.saturating_mul(size_of::<T>()) < WORTHWHILE_BYTES {
+        return items.reserve(more);
+    }
+    let mut grown: Vec<T> = Vec::with_capacity(wanted);
+    let bytes = grown.capacity() * size_of::<T>();
+    advise(grown.as_mut_ptr().cast(), bytes);
+    grown.extend_from_slice(items);
+    *items = grown;
+}
+
+/// Asks for large pages in memory of our own that nothing has been written to. Without them all works the same.
+fn advise(at: *mut u8, bytes: usize) {
+    const PAGE: usize = 4096;
+    let skipped = at.align_offset(PAGE);
+    let whole = bytes.saturating_sub(skipped) / PAGE * PAGE;
+    if skipped < PAGE && whole > 0 {
+        // SAFETY: whole pages within an allocation that the caller owns; the advice changes how they are mapped, not
+        // what is in them.
+        unsafe { libc::madvise(at.add(skipped).cast(), whole, libc::MADV_HUGEPAGE) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_array_that_moves_keeps_its_items() {
+        let mut items: Vec<u64> = Vec::new();
+        for item in 0..2_000_000 {
+            reserve(&mut items, 1);
+            items.push(item);
+        }
+        reserve(&mut items, 1_000);
+        assert!(items.capacity() - items.len() >= 1_000);
+        assert!(items.iter().copied().eq(0..2_000_000));
+    }
+}
