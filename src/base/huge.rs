@@ -4,6 +4,8 @@
 //! page is. With pages of 2 MiB that table is small enough to stay in the processor. The kernel gives such pages only
 //! when asked, and only for memory that has not been used yet: so a growing array moves to fresh memory.
 
+/// What is moved at a time.
+const MOVED_BYTES: usize = 2 << 20;
 /// Below this an array has nothing from it.
 const WORTHWHILE_BYTES: usize = 4 << 20;
 
@@ -23,20 +25,27 @@ fn grow<T: Copy>(items: &mut Vec<T>, more: usize) {
     }
     let mut grown: Vec<T> = Vec::with_capacity(wanted);
     let bytes = grown.capacity() * size_of::<T>();
-    advise(grown.as_mut_ptr().cast(), bytes);
-    grown.extend_from_slice(items);
-    *items = grown;
+    advise(grown.as_mut_ptr().cast(), bytes, libc::MADV_HUGEPAGE);
+    let mut old = std::mem::replace(items, grown);
+    // Piece by piece, so that the memory is not needed twice.
+    for piece in old.chunks_mut((MOVED_BYTES / size_of::<T>()).max(1)) {
+        items.extend_from_slice(piece);
+        let (at, bytes) = (piece.as_mut_ptr().cast(), size_of_val(piece));
+        // Nobody reads the piece again, it is only freed.
+        advise(at, bytes, libc::MADV_DONTNEED);
+    }
 }
 
-/// Asks for large pages in memory of our own that nothing has been written to. Without them all works the same.
-fn advise(at: *mut u8, bytes: usize) {
+/// Tells the kernel something about the whole pages in memory of our own, whose content does not matter any more or
+/// yet. Without that all works the same.
+fn advise(at: *mut u8, bytes: usize, advice: i32) {
     const PAGE: usize = 4096;
     let skipped = at.align_offset(PAGE);
     let whole = bytes.saturating_sub(skipped) / PAGE * PAGE;
     if skipped < PAGE && whole > 0 {
-        // SAFETY: whole pages within an allocation that the caller owns; the advice changes how they are mapped, not
-        // what is in them.
-        unsafe { libc::madvise(at.add(skipped).cast(), whole, libc::MADV_HUGEPAGE) };
+        // SAFETY: whole pages within one allocation that the caller owns alone and will not read before it has written
+        // to it; they stay mapped and writable whatever the advice.
+        unsafe { libc::madvise(at.add(skipped).cast(), whole, advice) };
     }
 }
 

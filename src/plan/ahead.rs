@@ -115,6 +115,16 @@ impl Plan {
         self.scratch.1 = slots;
     }
 
+    /// Fetches what the next questions are about.
+    pub(super) fn fetch_questions(&self, at_most: usize) {
+        let steps = || self.questions.next().take(at_most);
+        for step in steps() {
+            self.graph.fetch(step);
+            self.graph.names.fetch_place(step);
+        }
+        steps().for_each(|step| self.graph.names.fetch(step));
+    }
+
     /// Fetches what telling of these starts needs.
     pub(super) fn fetch_starts(&self, starting: &[Starting]) {
         let graph = &self.graph;

@@ -25,6 +25,8 @@ const BUILDS_PER_REQUEST: usize = 1_000;
 const ASK_AGAIN_MS: u64 = 120_000;
 /// A step that could not be judged yet is asked about again after this time.
 const ASK_LATER_MS: u64 = 5_000;
+/// Questions whose memory is fetched together.
+const QUESTIONS_TOGETHER: usize = 32;
 /// Valid steps kept, and for how long (Hydra keeps them for one pass over the queue).
 const VALID_KEPT_MAX: usize = 100_000;
 const VALID_KEPT_SECS: u32 = 600;
@@ -53,14 +55,9 @@ impl Questions {
         self.under_way.get(&question.0).map(|&(step, _)| step)
     }
 
-    /// The step to be asked about so many questions from now, if that is known.
-    pub fn waiting_at(&self, at: usize) -> Option<u32> {
-        let urgent = self.urgent.len();
-        let next = if at < urgent {
-            self.urgent.get(at)
-        } else {
-            self.waiting.get(at - urgent)
-        };
+    /// The steps that wait to be asked about.
+    pub fn next(&self) -> impl Iterator<Item = u32> + '_ {
+        let next = self.urgent.iter().chain(&self.waiting);
         next.map(|&(step, _)| step)
     }
 
@@ -394,7 +391,13 @@ impl Plan {
 
     /// Asks as many questions as may be under way.
     pub(super) fn ask_on(&mut self) {
-        while self.questions.under_way.len() < self.settings.questions_max.max(1) as usize {
+        for asked in 0.. {
+            if self.questions.under_way.len() >= self.settings.questions_max.max(1) as usize {
+                return;
+            }
+            if asked % QUESTIONS_TOGETHER == 0 {
+                self.fetch_questions(QUESTIONS_TOGETHER);
+            }
             let questions = &mut self.questions;
             let Some((step, stamp)) = questions
                 .urgent
@@ -565,17 +568,18 @@ impl Plan {
     /// A step is valid: whatever waits for it goes on. Returns what it cost.
     pub(super) fn release(&mut self, step: u32) -> i64 {
         self.set_state(step, State::Valid);
-        let mut ready = Vec::new();
+        let mut ready = std::mem::take(&mut self.ready);
         let walked = self.graph.cut_rdeps(step, |dependent, number| {
             if dependent.missing == 0 && dependent.state == State::Blocked {
                 ready.push(number);
             }
         });
-        for dependent in ready {
+        for dependent in ready.drain(..) {
             // Only edges to what is done are left.
             self.graph.drop_done_deps(dependent);
             self.set_state(dependent, State::Runnable);
         }
+        self.ready = ready;
         self.keep_valid(step);
         i64::from(walked) + 1
     }

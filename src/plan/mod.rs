@@ -197,6 +197,8 @@ pub struct Plan {
     /// Kept for their memory: a step's inputs with whether they are new, and those it has to wait for.
     scratch: (Vec<(u32, bool)>, Vec<u32>),
     starting: Vec<Starting>,
+    /// The same: steps that have become ready.
+    ready: Vec<u32>,
 }
 
 impl Plan {
@@ -243,6 +245,7 @@ impl Plan {
             out: Vec::new(),
             scratch: Default::default(),
             starting: Vec::new(),
+            ready: Vec::new(),
         }
     }
 
