@@ -156,18 +156,21 @@ impl Plan {
             let build = self.builds.get(self.builds.find(id)?);
             Some((limit(build.max_silent), limit(build.timeout)))
         };
-        // Nearly always: all have the same.
-        if of(primary) == Some(ever) {
+        // Nearly always all have the same, and nothing has fallen if nobody has left.
+        if !self.limits_fall || of(primary) == Some(ever) {
             return ever;
         }
-        let (builds, complete) = self.search_dependents(step, LIMITS_STEPS_MAX);
-        if !complete {
-            return ever;
-        }
-        let wanted = builds.into_iter().filter_map(of);
-        wanted
-            .reduce(|a, b| (a.0.max(b.0), a.1.max(b.1)))
-            .unwrap_or(ever)
+        let mut most = None;
+        let complete = self.walk_dependents(step, LIMITS_STEPS_MAX, |build| {
+            let (silent, timeout) = most.unwrap_or((0, 0));
+            let largest = (
+                limit(build.max_silent).max(silent),
+                limit(build.timeout).max(timeout),
+            );
+            most = Some(largest);
+            largest == ever
+        });
+        most.filter(|_| complete).unwrap_or(ever)
     }
 
     pub(super) fn run_phase(&mut self, id: RunId, phase: Phase) {

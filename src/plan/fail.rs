@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::action::{Action, Fail, FailedBuild, Level, Record};
-use super::builds::BuildState;
+use super::builds::{Build, BuildState};
 use super::graph::{State, NONE};
 use super::{Plan, Timer, UNSUPPORTED_PER_TURN};
 use crate::model::{BuildId, BuildStatus, MachineId, Millis, RunId, UnixSecs};
@@ -156,6 +156,7 @@ impl Plan {
                 };
                 let top_level = std::mem::take(&mut failing.at_origin);
                 for (id, slot) in self.builds.detach_all(step, &mut self.graph) {
+                    self.limits_fall = true;
                     failed.push((id, slot, top_level));
                     *left -= 1;
                 }
@@ -272,15 +273,32 @@ impl Plan {
     /// The builds found among the first `steps_max` steps that depend on `step` (itself included), and whether
     /// these are all.
     pub(super) fn search_dependents(&self, step: u32, steps_max: usize) -> (Vec<BuildId>, bool) {
-        let mut seen = vec![step];
         let mut builds = Vec::new();
+        let complete = self.walk_dependents(step, steps_max, |build| {
+            builds.push(build.id);
+            false
+        });
+        (builds, complete)
+    }
+
+    /// Goes through the builds of the first `steps_max` steps that depend on `step` (itself included), until `enough` says
+    /// that it is. True if it went through all there are.
+    pub(super) fn walk_dependents(
+        &self,
+        step: u32,
+        steps_max: usize,
+        mut enough: impl FnMut(&Build) -> bool,
+    ) -> bool {
+        let mut seen = vec![step];
         let mut at = 0;
         while let Some(&step) = seen.get(at) {
             at += 1;
             let mut build = self.graph.step(step).builds;
             while build != NONE {
                 let slot = self.builds.get(build);
-                builds.push(slot.id);
+                if enough(slot) {
+                    return false;
+                }
                 build = slot.next;
             }
             for dependent in self.graph.rdeps(step) {
@@ -288,12 +306,12 @@ impl Plan {
                     continue;
                 }
                 if seen.len() >= steps_max {
-                    return (builds, false);
+                    return false;
                 }
                 seen.push(dependent);
             }
         }
-        (builds, true)
+        true
     }
 
     /// When the steps of a class that became runnable at `since` have been unsupported for too long; `None` if they

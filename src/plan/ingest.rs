@@ -99,6 +99,10 @@ pub fn limit_secs(limit: u32) -> u32 {
 impl Plan {
     pub(super) fn take_builds(&mut self, rows: Vec<QueuedBuild>) {
         self.pages_owed += 1;
+        let was_empty = self.builds.queued == 0 && self.runs.is_empty();
+        if was_empty && self.failing.is_empty() && self.unwanted.is_empty() {
+            self.limits_fall = false;
+        }
         for row in rows {
             let known = self.builds.find(row.id);
             match known.map(|slot| self.builds.get(slot).state) {
@@ -346,6 +350,7 @@ impl Plan {
                 BuildState::Queued => {
                     let (id, step) = (build.id, build.step);
                     self.say(Level::Info, format!("discarding cancelled build {id}"));
+                    self.limits_fall = true;
                     self.builds.detach(slot, &mut self.graph);
                     self.builds.set_state(slot, BuildState::Finished(Ticket(0)));
                     self.builds.remove(slot);
@@ -593,6 +598,7 @@ impl Plan {
             if self.graph.step(step).state != State::Valid {
                 continue;
             }
+            self.limits_fall = true;
             if self.graph.step(step).builds == NONE {
                 self.free_step(step);
             } else {

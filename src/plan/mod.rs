@@ -194,6 +194,9 @@ pub struct Plan {
     states: [u32; STATES],
     totals: Totals,
     out: Vec<Action>,
+    /// Builds have left that asked for limits of steps which may still have to run: no step's limits are taken as they
+    /// are. Back to false when the queue has been empty.
+    limits_fall: bool,
     /// Kept for their memory: a step's inputs with whether they are new, and those it has to wait for.
     scratch: (Vec<(u32, bool)>, Vec<u32>),
     starting: Vec<Starting>,
@@ -243,6 +246,7 @@ impl Plan {
             states: [0; STATES],
             totals: Totals::default(),
             out: Vec::new(),
+            limits_fall: false,
             scratch: Default::default(),
             starting: Vec::new(),
             ready: Vec::new(),
