@@ -5,7 +5,10 @@ mod common;
 
 use std::fs;
 
-use common::{output_of, FarMachine, Farm, Hydrad, NixStore, RunAs};
+use hydrad::nix::realisation::Realisation;
+use hydrad::nix::signing::PublicKey;
+
+use common::{output_of, FarMachine, Farm, Hydrad, NixStore, RunAs, TestDir};
 
 /// Jobs named by letters, so that `hydrad enqueue` numbers them in this order. `seed` changes derivations, but nothing
 /// that is built.
@@ -214,6 +217,108 @@ fn a_machine_behind_ssh_builds_them() {
         scene.output(again[3], "out"),
         scene.output(builds[3], "out")
     );
+}
+
+#[test]
+fn a_binary_cache_tells_a_store_that_requires_signatures_where_their_outputs_are() {
+    let store = local_store();
+    let far = FarMachine::new(&store, "builder");
+    far.store.content_addressed();
+    let dir = TestDir::new(store.owner());
+    dir.sub("cache", store.owner());
+    let mut keygen = store.command("nix-store");
+    keygen.args(["--generate-binary-cache-key", "test-1", "secret", "public"]);
+    output_of(keygen.current_dir(dir.path()));
+    let cache = dir.join("cache");
+    let conf = format!(
+        "store_uri = file://{}?secret-key={}&compression=zstd\n",
+        cache.display(),
+        dir.join("secret").display()
+    );
+    let farm = Farm::new(&store)
+        .with_conf(&conf)
+        .with_machines(&machine("builder"));
+    let mut scene = Scene::new(store, farm, &far.env());
+    let builds = scene.build(&jobs("one"));
+    assert_eq!(
+        scene.picture(&builds),
+        built_on("builder"),
+        "{}",
+        scene.hydrad.log()
+    );
+    assert!(
+        !scene.store.is_valid(&scene.output(builds[1], "out")),
+        "it did not stay here on its way"
+    );
+    // This host builds one with inputs from the cache, and another is found there.
+    let farm = scene.farm.with_machines(&machine("localhost"));
+    scene.farm = farm;
+    scene.hydrad.hang_up();
+    let again = scene.build(&jobs("two"));
+    assert_eq!(
+        scene.output(again[3], "out"),
+        scene.output(builds[3], "out"),
+        "{}",
+        scene.hydrad.log()
+    );
+    assert!(scene
+        .hydrad
+        .log()
+        .contains("resolves to what was built before"));
+
+    // A store that has the derivation and nothing else asks the cache by the name of its output.
+    let sql = "select drvPath from Builds where id = $1";
+    let row = scene
+        .farm
+        .client()
+        .query_one(sql, &[&builds[1]])
+        .expect(sql);
+    let drv: String = row.get(0);
+    let closure = scene.store.store(&["-qR", &drv]);
+    let exported = dir.join("drvs.nar");
+    let mut export = scene.store.command("nix-store");
+    export.arg("--export").args(closure.lines());
+    export.stdout(fs::File::create(&exported).expect("make a file"));
+    assert!(export.status().expect("start nix-store").success());
+    let key = fs::read_to_string(dir.join("public")).expect("a key");
+    let found = {
+        let stranger = scene.store.second();
+        stranger.content_addressed();
+        let mut import = stranger.command("nix-store");
+        import.args(["--import", "--option", "require-sigs", "false"]);
+        output_of(import.stdin(fs::File::open(&exported).expect("open a file")));
+        let mut realise = stranger.command("nix-store");
+        realise
+            .args(["-r", &drv, "--option", "max-jobs", "0"])
+            .args(["--option", "substituters"])
+            .arg(format!("file://{}", cache.display()))
+            .args(["--option", "require-sigs", "true"])
+            .args(["--option", "trusted-public-keys", key.trim()]);
+        realise.output().expect("start nix-store")
+    };
+    let said = String::from_utf8_lossy(&found.stderr);
+    assert!(found.status.success(), "{said}");
+    let found = String::from_utf8_lossy(&found.stdout);
+    let out = scene.output(builds[1], "out");
+    assert!(found.lines().any(|path| path == out), "{found}");
+
+    // Nix 2.8 believes whoever tells where an output is; later ones look at the signatures.
+    let public = PublicKey::parse(key.trim()).expect("a public key");
+    let mut told = 0;
+    for file in fs::read_dir(cache.join("realisations")).expect("a folder") {
+        let text = fs::read_to_string(file.expect("a file").path()).expect("text");
+        let realisation = Realisation::parse(&text).expect("a realisation");
+        let [signature] = realisation.signatures.as_slice() else {
+            panic!("not one signature: {text}");
+        };
+        assert!(
+            public.verify(&realisation.fingerprint(), signature),
+            "{text}"
+        );
+        told += 1;
+    }
+    // Under the name of the step's derivation, and of what was built in its place if that does not tell its outputs.
+    assert!(told >= 10, "{told}");
 }
 
 #[test]

@@ -232,3 +232,66 @@ pub fn realised(id: OutputId, path: &str) -> Realisation {
         signatures: Vec::new(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "sha256:00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff!dev";
+    const PATH: &str = "0a000000000000000000000000000000-top-dev";
+
+    #[test]
+    fn what_is_written_is_read() {
+        let mut one = realised(OutputId::parse(ID).unwrap(), &format!("/nix/store/{PATH}"));
+        assert_eq!(one.id.to_string(), ID);
+        assert_eq!(
+            one.fingerprint(),
+            format!("{{\"dependentRealisations\":{{}},\"id\":\"{ID}\",\"outPath\":\"{PATH}\"}}")
+        );
+        assert_eq!(Realisation::parse(&one.json()).unwrap(), one);
+        one.signatures.push("key:abc=".to_owned());
+        assert!(one.json().ends_with(",\"signatures\":[\"key:abc=\"]}"));
+        assert_eq!(Realisation::parse(&one.json()).unwrap(), one);
+    }
+
+    #[test]
+    fn what_is_no_realisation_is_refused() {
+        for text in [
+            "",
+            "null",
+            "{}",
+            "[1]",
+            &format!("{{\"id\":\"{ID}\",\"outPath\":\"../{PATH}\"}}"),
+            &format!("{{\"id\":\"{ID}\",\"outPath\":7}}"),
+            &format!("{{\"id\":\"sha256:00!out\",\"outPath\":\"{PATH}\"}}"),
+            &format!("{{\"id\":\"{}\",\"outPath\":\"{PATH}\"}}", &ID[..72]),
+        ] {
+            assert!(Realisation::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn paths_take_the_place_of_placeholders_everywhere() {
+        let input = "/nix/store/0a000000000000000000000000000000-in.drv";
+        let mark = placeholder(input, "dev");
+        assert_eq!(mark.len(), 53);
+        assert_ne!(mark, placeholder(input, "out"));
+        let text = format!("Derive([(\"out\",\"\",\"\",\"\")],[(\"{input}\",[\"dev\"])],[],\"any\",\"{mark}/sh\",[\"{mark}{mark}\"],[(\"in\",\"{mark}\"),(\"out\",\"\")])");
+        let drv = Derivation::parse(text.as_bytes()).unwrap();
+        let path = format!("/nix/store/{PATH}");
+        let store = StoreDir::default();
+        let top = "/nix/store/0b000000000000000000000000000000-x.drv";
+        let inputs = [(input, "dev", path.as_str())];
+        let resolved = resolve(&store, top, &drv, inputs.into_iter()).unwrap();
+        let drv = &resolved.drv;
+        assert_eq!(drv.builder, format!("{path}/sh").into_bytes());
+        assert_eq!(drv.args, [format!("{path}{path}").into_bytes()]);
+        assert_eq!(drv.env_var("in"), Some(path.as_bytes()));
+        assert!(drv.input_drvs.is_empty() && drv.input_srcs == [path]);
+        // It was deferred: now it tells where its output will be.
+        assert_eq!(drv.kind(), Some(DrvKind::InputAddressed));
+        let out = drv.outputs["out"].path.as_deref().unwrap();
+        assert_eq!(drv.env_var("out"), Some(out.as_bytes()));
+        assert!(resolved.path.ends_with("-x.drv") && resolved.path != top);
+    }
+}
