@@ -355,10 +355,8 @@ fn wrong_values_are_refused_with_their_place() {
         ),
         ("services = evaluator", "this release has no evaluator"),
         ("store_mode = direct", "deprecated, please use store_uri"),
-        (
-            "xxx-jobset-repeats = a:b:1",
-            "not implement xxx-jobset-repeats",
-        ),
+        ("xxx-jobset-repeats = a:b", "project:jobset:N"),
+        ("xxx-jobset-repeats = a:b:101", "N up to 100"),
     ] {
         let error = Place::new(&format!("\n{text}\n")).load().unwrap_err();
         let error = error.to_string();
@@ -372,7 +370,7 @@ fn wrong_values_are_refused_with_their_place() {
 #[test]
 fn foreign_settings_are_judged_and_their_values_never_shown() {
     let place = Place::new(
-        "ignore_settings = xxx-jobset-repeats\nxxx-jobset-repeats = a:b:1\n\
+        "xxx-jobset-repeats = a:b:1\n\
          google_client_id = secret\nmax_concurrent_evals = 3\nbinary_cache_dir = /x\n\
          max_db_conections = 3\n<s3backup>\n name = b\n</s3backup>\n<githubstatus>\n\
          </githubstatus>\n",
@@ -381,7 +379,7 @@ fn foreign_settings_are_judged_and_their_values_never_shown() {
     assert!(found.errors.is_empty(), "{:?}", found.errors);
     let row = |key: &str| found.rows.iter().find(|r| r.key == key).unwrap();
     for (key, verdict) in [
-        ("xxx-jobset-repeats", Verdict::Ignored),
+        ("xxx-jobset-repeats", Verdict::Used),
         ("google_client_id", Verdict::Ignored),
         ("max_concurrent_evals", Verdict::NotYetUsed),
         ("binary_cache_dir", Verdict::Deprecated),

@@ -62,6 +62,8 @@ pub enum Kind {
     Words,
     /// `project:N` or `project:jobset:N`, separated by blanks.
     StepCaps,
+    /// `project:jobset:N`, separated by blanks.
+    JobsetRepeats,
 }
 
 /// Who uses a setting.
@@ -178,6 +180,10 @@ pub const DEFINITIONS: &[Definition] = &[
          until there is more. Machines in use are asked with `df` over ssh. 0: none is asked."),
     used("free_space_interval", Kind::Seconds, "60",
         "How often free space is looked at, here and on machines in use. At least one second."),
+    used("xxx-jobset-repeats", Kind::JobsetRepeats, "",
+        "Steps of these jobsets are built N times more, to see whether their outputs are the same each \
+         time: words project:jobset:N, separated by blanks, N up to 100. Nix from 2.13 on refuses that: \
+         a machine that has it builds once."),
     used("machine_types_hook", Kind::Text, "",
         "A command (for /bin/sh) that gets the report's machineTypes as JSON on standard input when \
          the number of runnable or running steps of a system type has changed; at most every 10 s, \
@@ -277,8 +283,6 @@ pub const DEFINITIONS: &[Definition] = &[
     used("notification_history", Kind::Seconds, "604800",
         "For how long the ledger keeps what was delivered; what was given up is kept ten times as long."),
     // Hydra's queue runner, not here.
-    other("xxx-jobset-repeats", NotImplemented(QueueRunner,
-        "Nix since 2.13 refuses to repeat a build")),
     other("store_mode", Fatal("store_mode in hydra.conf is deprecated, please use store_uri")),
     other("binary_cache_dir", Deprecated("it has no effect; write store_uri = file://DIR")),
     other("binary_cache_s3_bucket", Deprecated("it has no effect; write store_uri = s3://BUCKET")),
@@ -470,6 +474,14 @@ pub struct StepCap {
     pub steps: u32,
 }
 
+/// How often the steps of a jobset are built again.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct JobsetRepeats {
+    pub project: String,
+    pub jobset: String,
+    pub times: u32,
+}
+
 /// How long each phase of talking to a machine may take. The `*_idle` ones are reset by progress.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Deadlines {
@@ -501,6 +513,7 @@ pub struct Settings {
     /// 0: machines are not asked.
     pub machine_min_free_space_bytes: u64,
     pub free_space_interval: Duration,
+    pub jobset_repeats: Vec<JobsetRepeats>,
     pub machine_types_hook: Option<String>,
     /// 0 in the file is replaced by what the host has.
     pub max_local_worker_threads: u32,
@@ -683,6 +696,7 @@ pub fn survey(
         min_free_space_bytes: values.bytes("min_free_space"),
         machine_min_free_space_bytes: values.bytes("machine_min_free_space"),
         free_space_interval: values.seconds("free_space_interval"),
+        jobset_repeats: values.jobset_repeats("xxx-jobset-repeats"),
         machine_types_hook: values
             .optional("machine_types_hook")
             .map(|(command, _)| command),
@@ -1076,6 +1090,11 @@ impl Values<'_> {
         self.value(key, Self::default_of(key), parse).0
     }
 
+    fn jobset_repeats(&mut self, key: &'static str) -> Vec<JobsetRepeats> {
+        let parse = |text: &str| text.split_whitespace().map(parse_repeats).collect();
+        self.value(key, Self::default_of(key), parse).0
+    }
+
     /// 0 switches it off.
     fn seconds_or_off(&mut self, key: &'static str) -> Option<Duration> {
         Some(self.seconds(key)).filter(|duration| !duration.is_zero())
@@ -1160,6 +1179,7 @@ fn expected(kind: Kind) -> String {
         Kind::Path => "an absolute path",
         Kind::Address => "HOST:PORT, [IPV6]:PORT or none",
         Kind::StepCaps => "project:N or project:jobset:N with N from 1, separated by blanks",
+        Kind::JobsetRepeats => "project:jobset:N with N up to 100, separated by blanks",
         Kind::Words => "one or more of the words: queue-runner, evaluator, notify",
     }
     .to_owned()
@@ -1197,6 +1217,20 @@ fn parse_step_cap(word: &str) -> Option<StepCap> {
         project: project.to_owned(),
         jobset: jobset.map(str::to_owned),
         steps,
+    })
+}
+
+fn parse_repeats(word: &str) -> Option<JobsetRepeats> {
+    const TIMES_MAX: u32 = 100;
+    let parts: Vec<&str> = word.split(':').collect();
+    let [project, jobset, times] = parts[..] else {
+        return None;
+    };
+    let times = times.parse().ok().filter(|times| *times <= TIMES_MAX)?;
+    (!project.is_empty() && !jobset.is_empty()).then(|| JobsetRepeats {
+        project: project.to_owned(),
+        jobset: jobset.to_owned(),
+        times,
     })
 }
 

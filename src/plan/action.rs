@@ -64,6 +64,8 @@ pub struct Start {
     /// The largest of the builds that want the step, seconds; 0 is no limit.
     pub max_silent_secs: u32,
     pub timeout_secs: u32,
+    /// How often it is to be built again after it was built, where the machine can.
+    pub repeats: u32,
     /// How many builds want the step, for the log line.
     pub wanted_by: u32,
 }

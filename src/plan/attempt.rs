@@ -132,6 +132,7 @@ impl Plan {
         let wanted_by = (announce.len() as u32 + above).max(1);
         let (max_silent, timeout) = self.limits_of(step, self.runs.peek(run).primary);
         let (max_silent_secs, timeout_secs) = (limit_secs(max_silent), limit_secs(timeout));
+        let repeats = self.jobsets.repeats(self.graph.step(step).set);
         let drv = self.drv(step);
         let run = self.runs.peek(run);
         self.out.push(Action::Start(Start {
@@ -143,6 +144,7 @@ impl Plan {
             announce,
             max_silent_secs,
             timeout_secs,
+            repeats,
             wanted_by,
         }));
     }

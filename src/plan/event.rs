@@ -313,6 +313,14 @@ pub struct Cap {
     pub steps: u32,
 }
 
+/// Steps that this jobset wants are built so many times more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Repeats {
+    pub project: Box<str>,
+    pub jobset: Box<str>,
+    pub times: u32,
+}
+
 /// Settings the plan obeys. Times in milliseconds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlanSettings {
@@ -338,6 +346,7 @@ pub struct PlanSettings {
     /// Work items (edges walked, steps touched) per turn.
     pub turn_budget: u32,
     pub caps: Vec<Cap>,
+    pub repeats: Vec<Repeats>,
 }
 
 impl Default for PlanSettings {
@@ -357,6 +366,7 @@ impl Default for PlanSettings {
             questions_max: 4_096,
             turn_budget: 20_000,
             caps: Vec::new(),
+            repeats: Vec::new(),
         }
     }
 }

@@ -209,6 +209,7 @@ impl Plan {
     pub fn new(settings: PlanSettings, seed: u64, now: Millis) -> Plan {
         let mut jobsets = Jobsets::new(settings.share_window_secs);
         jobsets.set_caps(&settings.caps);
+        jobsets.set_repeats(&settings.repeats);
         Plan {
             jobsets,
             settings,
@@ -341,6 +342,7 @@ impl Plan {
             Event::Settings(settings) => {
                 self.jobsets.set_window(settings.share_window_secs);
                 self.jobsets.set_caps(&settings.caps);
+                self.jobsets.set_repeats(&settings.repeats);
                 self.settings = settings;
                 self.watch_classes();
             }

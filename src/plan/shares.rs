@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 
 use hashbrown::HashTable;
 
-use super::event::Cap;
+use super::event::{Cap, Repeats};
 use crate::base::hash::FixedMap;
 use crate::model::{JobsetId, UnixSecs};
 
@@ -139,6 +139,7 @@ pub struct Jobsets {
     full_count: u32,
     projects: Vec<Project>,
     caps: Vec<Cap>,
+    repeats: Vec<Repeats>,
     by_id: FixedMap<i32, u32>,
     sets: Vec<Set>,
     sets_free: Vec<u32>,
@@ -168,6 +169,7 @@ impl Jobsets {
             full_count: 0,
             projects: Vec::new(),
             caps: Vec::new(),
+            repeats: Vec::new(),
             by_id: FixedMap::default(),
             sets: vec![Set {
                 members: Box::default(),
@@ -291,6 +293,24 @@ impl Jobsets {
             self.caps = caps.to_vec();
             self.apply_caps();
         }
+    }
+
+    pub fn set_repeats(&mut self, repeats: &[Repeats]) {
+        self.repeats = repeats.to_vec();
+    }
+
+    /// How often a step that these jobsets want is built again: as often as the one that wants it most often.
+    pub fn repeats(&self, set: u32) -> u32 {
+        if self.repeats.is_empty() {
+            return 0;
+        }
+        let times = |&jobset: &u32| {
+            let name = self.jobsets[jobset as usize].name.split_once(':');
+            let own = |r: &&Repeats| name == Some((&*r.project, &*r.jobset));
+            self.repeats.iter().rev().find(own).map(|r| r.times)
+        };
+        let all = self.members(set).iter().filter_map(times);
+        all.max().unwrap_or(0)
     }
 
     fn apply_caps(&mut self) {

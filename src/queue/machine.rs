@@ -23,6 +23,8 @@ use crate::sys::thread;
 const HANDSHAKES_MAX: usize = 4;
 /// Query connections of a machine: those that may wait for its substituters.
 const QUERIES_MAX: usize = 2;
+/// How long a machine's version of Nix is believed.
+const VERSION_BELIEVED: Duration = Duration::from_secs(3600);
 /// How long [`Machine::quick_connection`] waits for an answer.
 const QUICK_CONNECT: Duration = Duration::from_secs(10);
 
@@ -54,6 +56,8 @@ pub struct Machine {
     idle_queries: Mutex<Vec<Connection>>,
     handshakes: Tokens,
     queries: Tokens,
+    /// Whether its Nix builds a step again when it is told to, and when that was asked.
+    repeats: Mutex<Option<(Instant, bool)>>,
     /// A connection is being opened ahead of the next step.
     warming: AtomicBool,
     /// A step has gone there since [`Machine::take_used`].
@@ -121,6 +125,7 @@ impl Machine {
             idle_queries: Mutex::default(),
             handshakes: Tokens::new(HANDSHAKES_MAX),
             queries: Tokens::new(QUERIES_MAX),
+            repeats: Mutex::default(),
             warming: AtomicBool::new(false),
             used: AtomicBool::new(false),
             facts: Mutex::default(),
@@ -142,6 +147,7 @@ impl Machine {
             changed
         };
         if changed {
+            *lock(&self.repeats) = None;
             self.close_idle(|_| true);
         }
     }
@@ -288,6 +294,29 @@ impl Machine {
         )
     }
 
+    /// Whether its Nix can build a step again and compare; newer ones end the conversation when they are told to. What
+    /// it says is believed for a while.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub fn can_repeat(&self, kill: &Arc<KillSwitch>) -> Result<bool, Trouble> {
+        let known = *lock(&self.repeats);
+        if let Some((_, can)) = known.filter(|(asked, _)| asked.elapsed() < VERSION_BELIEVED) {
+            return Ok(can);
+        }
+        let said = self.ask(kill, self.deadlines().connect, Asked::NixVersion)?;
+        let said = said.lines().next().unwrap_or_default().trim();
+        let can = repeats_builds(said);
+        if !can {
+            log::warn!(
+                "'{}' has {said}, which cannot build a step again: it builds once",
+                self.name
+            );
+        }
+        *lock(&self.repeats) = Some((Instant::now(), can));
+        Ok(can)
+    }
+
     /// Opens a connection to this host ahead of the next step, if none waits: starting `nix-store` costs as much as a
     /// small build. Remote machines are left alone until there is something to build.
     pub fn warm_up(self: &Arc<Self>) {
@@ -358,6 +387,16 @@ impl Machine {
             drop(closed);
         }
     }
+}
+
+/// Nix could repeat a build up to 2.12: what it says of itself is like `nix-store (Nix) 2.8.0`.
+fn repeats_builds(version: &str) -> bool {
+    let Some((_, number)) = version.rsplit_once("(Nix) ") else {
+        return false;
+    };
+    let mut parts = number.split(|c: char| !c.is_ascii_digit());
+    let mut part = || parts.next()?.parse::<u32>().ok();
+    matches!((part(), part()), (Some(2), Some(minor)) if minor < 13)
 }
 
 /// Whether connections made by one line may be used for the other.
@@ -461,5 +500,27 @@ impl Registry {
 
     pub fn all(&self) -> Vec<Arc<Machine>> {
         read(&self.machines).by_id.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn which_nix_repeats_a_build() {
+        for (version, can) in [
+            ("nix-store (Nix) 2.8.0", true),
+            ("nix-store (Nix) 2.3.16", true),
+            ("nix-store (Nix) 2.12.1", true),
+            ("nix-store (Nix) 2.13.0", false),
+            ("nix-store (Nix) 2.26.3+dfsg-1", false),
+            ("nix-store (Nix) 3.0", false),
+            ("nix-store (Lix, like Nix) 2.91.1", false),
+            ("nix-store (Nix) two", false),
+            ("", false),
+        ] {
+            assert_eq!(repeats_builds(version), can, "{version}");
+        }
     }
 }

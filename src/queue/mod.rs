@@ -39,7 +39,7 @@ use crossbeam_channel::{bounded, never, select, unbounded, Receiver, Sender, Try
 
 use crate::base::lock::{lock, read, write};
 use crate::config::machines::{LocalHost, MachinesFiles};
-use crate::config::settings::{Override, Service as ServiceName, Settings, StepCap};
+use crate::config::settings::{JobsetRepeats, Override, Service as ServiceName, Settings, StepCap};
 use crate::db::connect::DbTarget;
 use crate::db::leftovers;
 use crate::db::listen::Listener;
@@ -48,7 +48,7 @@ use crate::db::pool::Pool;
 use crate::db::writer::{self, Writer, WriterCounters};
 use crate::db::{schema, DbError};
 use crate::model::{BuildId, Millis, Ticket, UnixSecs};
-use crate::plan::event::{Cap, Event, Hold, PlanSettings};
+use crate::plan::event::{Cap, Event, Hold, PlanSettings, Repeats};
 use crate::plan::{Plan, Snapshot};
 use crate::store::destination::{Destination, Manner};
 use crate::store::local::LocalStore;
@@ -688,11 +688,20 @@ fn cap(cap: &StepCap) -> Cap {
     }
 }
 
+fn repeats(repeats: &JobsetRepeats) -> Repeats {
+    Repeats {
+        project: repeats.project.as_str().into(),
+        jobset: repeats.jobset.as_str().into(),
+        times: repeats.times,
+    }
+}
+
 pub fn plan_settings(settings: &Settings) -> PlanSettings {
     PlanSettings {
         unsupported_ms_max: settings.max_unsupported_time.as_millis() as u64,
         tries_max: settings.max_tries,
         caps: settings.max_running_steps.iter().map(cap).collect(),
+        repeats: settings.jobset_repeats.iter().map(repeats).collect(),
         // Without a pause a broken machine would be tried, and each try recorded, without end.
         retry_interval_ms: (settings.retry_interval.as_millis() as u64).max(1_000),
         stall_warning_ms: settings

@@ -202,6 +202,7 @@ pub fn collect(
             announce: Vec::new(),
             max_silent_secs: 0,
             timeout_secs: 0,
+            repeats: 0,
             wanted_by: 0,
         },
         began: unix_now(),
@@ -338,10 +339,11 @@ impl Attempt<'_> {
             self.overhead += began.elapsed();
         }
         // All that can be made ready is ready when the row is committed.
+        let repeats = self.repeats(&work)?;
         let log = self.begin_log(&work)?;
         self.wait_for_row()
             .inspect_err(|_| self.context.logs.discard(&work.row))?;
-        let (wait, result) = match self.request(&mut connection, &work, log) {
+        let (wait, result) = match self.request(&mut connection, &work, log, repeats) {
             Ok(reply) => reply,
             Err(stop) => {
                 drop(connection);
@@ -940,22 +942,36 @@ impl Attempt<'_> {
         })
     }
 
+    /// How often the machine is to build it again: what the jobsets want, once if the derivation says of itself that it
+    /// is deterministic, never where Nix would refuse it.
+    fn repeats(&self, work: &Work) -> Result<u32, Stop> {
+        let wanted = self.start.repeats.max(u32::from(is_deterministic(work)));
+        match wanted > 0 && self.machine.can_repeat(self.kill)? {
+            true => Ok(wanted),
+            false => Ok(0),
+        }
+    }
+
     /// Sends the build request and waits for the reply, under the build's limits, writing the log.
     fn request(
         &mut self,
         connection: &mut Connection,
         work: &Work,
         log: File,
+        repeats: u32,
     ) -> Result<(ReplyWait, Option<BuildResult>), Stop> {
-        let max_log_size = self.context.limits().max_log_size;
+        // The machine's limits are for each time it is built, ours for all of it.
+        let times = u64::from(repeats) + 1;
+        let round_log_size = self.context.limits().max_log_size;
+        let max_log_size = round_log_size.saturating_mul(times);
         connection.pipes.start_log(log, max_log_size);
         self.has_log = true;
         let options = BuildOptions {
             max_silent: u64::from(self.start.max_silent_secs),
             timeout: u64::from(self.start.timeout_secs),
-            max_log_size,
-            repeats: 0,
-            enforce_determinism: false,
+            max_log_size: round_log_size,
+            repeats: u64::from(repeats),
+            enforce_determinism: is_deterministic(work),
             keep_failed: false,
         };
         self.build_began = Some(unix_now());
@@ -974,11 +990,12 @@ impl Attempt<'_> {
                 .into());
         }
         // The machine's own limits come first where they work; ours end what they do not.
-        let limit =
-            |secs: u32| (secs > 0).then(|| Duration::from_secs(u64::from(secs)) + LIMIT_MARGIN);
+        let limit = |secs: u32, times: u64| {
+            (secs > 0).then(|| Duration::from_secs(u64::from(secs) * times) + LIMIT_MARGIN)
+        };
         let limits = BuildLimits {
-            total: limit(self.start.timeout_secs),
-            silence: limit(self.start.max_silent_secs),
+            total: limit(self.start.timeout_secs, times),
+            silence: limit(self.start.max_silent_secs, 1),
             log_bytes_max: max_log_size,
         };
         let wait = connection
@@ -1276,6 +1293,11 @@ fn failed(status: BuildStatus, message: String, can_cache: bool) -> Outcome {
         times_built: 0,
         non_deterministic: false,
     }
+}
+
+/// Says a derivation of itself. (Hydra looks at this variable, by this name.)
+fn is_deterministic(work: &Work) -> bool {
+    work.drv.env_var("isDetermistic") == Some(b"1")
 }
 
 /// The paths that are not among the valid ones, in the same order.

@@ -1,9 +1,11 @@
-//! Derivations whose output paths are known only after the build, and those that depend on them: rows, realisations and
-//! what Nix itself makes of both, with a real Nix that has the experimental feature on.
+//! Derivations that need more than to be built once: those whose output paths are known only after the build, with those
+//! that depend on them (rows, realisations and what Nix itself makes of both, the experimental feature on), and those that
+//! are built again to see whether the outputs are the same.
 
 mod common;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use hydrad::nix::realisation::Realisation;
 use hydrad::nix::signing::PublicKey;
@@ -395,4 +397,84 @@ fn what_cannot_be_built_ends_alone_and_says_why() {
     );
     let impure = message(builds[5]);
     assert!(impure.contains("impure.drv is impure"), "{impure}");
+}
+
+/// Jobs that are built more than once where that is wanted and can be done.
+const REPEATED: &str = r#"
+    let mk = name: attrs: script: derivation ({
+          inherit name; system = builtins.currentSystem; builder = "/bin/bash";
+          PATH = "/usr/bin:/bin"; args = [ "-ec" script ];
+        } // attrs);
+    in {
+      a_same = mk "same" { } "echo once; echo same > $out";
+      b_random = mk "random" { } "head -c 16 /dev/urandom | od > $out";
+      c_declared = mk "declared" { isDetermistic = "1"; } "head -c 17 /dev/urandom | od > $out";
+      d_true = mk "true" { isDetermistic = "1"; } "echo true > $out";
+    }"#;
+
+/// Of each build: job, status, what its step says, how often it was built and whether its outputs differed.
+fn repetitions(scene: &Scene, builds: &[i32]) -> Vec<String> {
+    let sql = "select b.job || ' ' || b.buildStatus || ' ' || s.status || ' times ' || coalesce(s.timesBuilt::text, '-')
+                   || ' ' || coalesce(s.isNonDeterministic::text, '-')
+                   || case when exists (select 1 from FailedPaths f join BuildOutputs o on o.path = f.path
+                                        where o.build = b.id) then ' remembered' else '' end
+               from Builds b join BuildSteps s on s.build = b.id where b.id = any($1) order by b.id, s.stepnr";
+    let rows = scene.farm.client().query(sql, &[&builds]).expect(sql);
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+#[test]
+fn builds_are_repeated_where_the_machine_can() {
+    const CONF: &str = "xxx-jobset-repeats = manual:other:3 manual:manual:2\n";
+    let plain = |name: &str| format!("{name} {} - 2 1 - -\n", common::system());
+    let twice = [
+        "a_same 0 0 times 3 false",
+        // The first difference is enough; it fails what says of itself that there is none.
+        "b_random 0 0 times 2 true",
+        "c_declared 12 12 times 2 true remembered",
+        "d_true 0 0 times 3 false",
+    ];
+    let store = NixStore::owned_by(RunAs::Unprivileged);
+    let farm = Farm::new(&store)
+        .with_conf(CONF)
+        .with_machines(&plain("localhost"));
+    let mut scene = Scene::new(store, farm, &[]);
+    let builds = scene.build(REPEATED);
+    assert_eq!(
+        repetitions(&scene, &builds),
+        twice,
+        "{}",
+        scene.hydrad.log()
+    );
+
+    let store = NixStore::owned_by(RunAs::Unprivileged);
+    let far = FarMachine::new(&store, "builder");
+    let farm = Farm::new(&store)
+        .with_conf(CONF)
+        .with_machines(&plain("builder"));
+    let mut scene = Scene::new(store, farm, &far.env());
+    let builds = scene.build(REPEATED);
+    assert_eq!(
+        repetitions(&scene, &builds),
+        twice,
+        "{}",
+        scene.hydrad.log()
+    );
+
+    // A Nix that says it is newer is not asked to.
+    let store = NixStore::owned_by(RunAs::Unprivileged);
+    let newer = "#!/bin/sh\n[ \"$1\" = --version ] && exec echo 'nix-store (Nix) 2.13.0'\nexec nix-store \"$@\"\n";
+    let newer = store.dir().file("newer", newer, store.owner());
+    fs::set_permissions(&newer, fs::Permissions::from_mode(0o755)).unwrap();
+    let conf = format!("{CONF}nix_store_program = {}\n", newer.display());
+    let farm = Farm::new(&store)
+        .with_conf(&conf)
+        .with_machines(&plain("localhost"));
+    let mut scene = Scene::new(store, farm, &[]);
+    let builds = scene.build(REPEATED);
+    let once = ["a_same", "b_random", "c_declared", "d_true"];
+    let once = once.map(|job| format!("{job} 0 0 times 1 -"));
+    assert_eq!(repetitions(&scene, &builds), once, "{}", scene.hydrad.log());
+    let told = "'localhost' has nix-store (Nix) 2.13.0, which cannot build a step again";
+    assert!(scene.hydrad.log().contains(told), "{}", scene.hydrad.log());
 }
