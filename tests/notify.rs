@@ -4,6 +4,7 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 use common::{
@@ -570,6 +571,229 @@ fn webhooks_are_signed_templated_and_retried_and_keep_secrets() {
             "{secret} is in the log"
         );
     }
+    assert!(hydrad.terminate().success());
+}
+
+#[test]
+fn forges_chat_and_databases_are_told_what_hydra_tells_them() {
+    let target = Recorder::accepting();
+    let url = target.url();
+    let place = Place::new("");
+    place.file(
+        "hydra.conf",
+        &format!(
+            "base_uri = https://hydra.example\nmax-concurrent-notifications = 4\n\
+             <githubstatus>\njobs = p:s:job1\ninputs = src\nendpoint = {url}\n</githubstatus>\n\
+             <githubstatus>\njobs = nothing\ninputs = src\nendpoint = {url}\n</githubstatus>\n\
+             <github_authorization>\no = Bearer gh\n</github_authorization>\n\
+             <gitlab_authorization>\n77 = gl\n</gitlab_authorization>\n\
+             <gitea_authorization>\no = gt\n</gitea_authorization>\n\
+             enable_bitbucket_status = 1\n<bitbucket>\nusername = me\npassword = pw\nendpoint = {url}\n</bitbucket>\n\
+             <slack>\njobs = p:s:.*\nurl = {url}/slack\n</slack>\n\
+             <circleci>\njobs = p:.*\nvcstype = github\nusername = o\nproject = r\nbranch = main\ntoken = ci\nendpoint = {url}\n</circleci>\n\
+             <influxdb>\nurl = {url}/influx\ndb = hydra\n</influxdb>\n"
+        ),
+    );
+    place.builds(1..=3);
+    let rev = "0123456789abcdef0123456789abcdef01234567";
+    let mut client = place.client();
+    client
+        .batch_execute(&format!(
+            "insert into JobsetInputs (project, jobset, name, type, emailResponsible) values ('p', 's', 'bb', 'git', 1);
+             insert into JobsetEvals (id, jobset_id, timestamp, checkoutTime, evalTime, hasNewBuilds, hash)
+                 select 5, id, 1, 1, 1, 1, 'h' from Jobsets;
+             insert into JobsetEvalMembers (eval, build, isNew) values (5, 1, 1), (5, 2, 1), (5, 3, 1);
+             insert into JobsetEvalInputs (eval, name, altNr, type, uri, revision, value) values
+                 (5, 'src', 0, 'git', '{url}/o/r.git', '{rev}', null),
+                 (5, 'bb', 0, 'git', 'git@bitbucket.org:team/repo.git', '{rev}', null),
+                 (5, 'gitlab_status_repo', 0, 'string', null, null, 'src'),
+                 (5, 'gitlab_project_id', 0, 'string', null, null, '77'),
+                 (5, 'gitea_status_repo', 0, 'string', null, null, 'src'),
+                 (5, 'gitea_repo_owner', 0, 'string', null, null, 'o'),
+                 (5, 'gitea_repo_name', 0, 'string', null, null, 'r');
+             update Builds set job = 'job1' where id = 3"
+        ))
+        .expect("an evaluation");
+    let mut hydrad = place.notifier();
+    announce(&mut client, "build_started", "1");
+    hydrad.wait_sql(
+        &place.db,
+        "select count(*) = 4 from hydrad.deliveries where state = 'delivered'",
+    );
+    finish_row(&mut client, 2, 2);
+    finish_row(&mut client, 1, 0);
+    client
+        .batch_execute("update Builds set stopTime = 265, notificationPendingSince = 265, size = 7, closureSize = 8 where finished = 1")
+        .expect("times");
+    announce(&mut client, "build_finished", "1\t2");
+    hydrad.wait_sql(
+        &place.db,
+        "select count(*) = 11 from hydrad.deliveries where state = 'delivered'",
+    );
+    let told = target.told();
+    let before = told.len();
+    let bodies = |path: &str| -> Vec<serde_json::Value> {
+        let told = told.iter().filter(|told| told.path == path);
+        told.inspect(|told| assert_eq!(told.header("content-type"), Some("application/json")))
+            .map(Told::json)
+            .collect()
+    };
+    let header = |path: &str, name: &str| {
+        let told = told
+            .iter()
+            .find(|told| told.path == path)
+            .unwrap_or_else(|| panic!("{path} in {told:?}"));
+        told.header(name).map(str::to_owned)
+    };
+    let link = |id: i32| format!("https://hydra.example/build/{id}");
+    let about = |id: i32| format!("Hydra build #{id} of p:s:job{id}");
+
+    let github = format!("/repos/o/r/statuses/{rev}");
+    assert_eq!(
+        header(&github, "authorization").as_deref(),
+        Some("Bearer gh")
+    );
+    assert_eq!(
+        header(&github, "accept").as_deref(),
+        Some("application/vnd.github.v3+json")
+    );
+    let status = |state: &str| {
+        json!({ "state": state, "target_url": link(1), "description": about(1),
+                "context": "continuous-integration/hydra:p:s:job1:1" })
+    };
+    assert_eq!(bodies(&github), [status("pending"), status("success")]);
+
+    let gitlab = format!("/api/v4/projects/77/statuses/{rev}");
+    assert_eq!(header(&gitlab, "private-token").as_deref(), Some("gl"));
+    let status = |state: &str, id: i32| json!({ "state": state, "target_url": link(id), "description": about(id), "name": format!("Hydra job{id}") });
+    assert_eq!(
+        bodies(&gitlab),
+        [
+            status("running", 1),
+            status("success", 1),
+            status("failed", 2)
+        ]
+    );
+
+    let gitea = format!("/api/v1/repos/o/r/statuses/{rev}");
+    assert_eq!(header(&gitea, "authorization").as_deref(), Some("token gt"));
+    let status = |state: &str, id: i32| json!({ "state": state, "target_url": link(id), "description": about(id), "context": format!("Hydra job{id}") });
+    assert_eq!(
+        bodies(&gitea),
+        [
+            status("pending", 1),
+            status("success", 1),
+            status("failure", 2)
+        ]
+    );
+
+    let bitbucket = format!("/2.0/repositories/team/repo/commit/{rev}/statuses/build");
+    assert_eq!(
+        header(&bitbucket, "authorization").as_deref(),
+        Some("Basic bWU6cHc=")
+    );
+    let status = |state: &str, id: i32| json!({ "state": state, "url": link(id), "name": format!("p:s:job{id}"), "key": id, "description": about(id) });
+    assert_eq!(
+        bodies(&bitbucket),
+        [
+            status("INPROGRESS", 1),
+            status("SUCCESSFUL", 1),
+            status("FAILED", 2)
+        ]
+    );
+
+    let slack = json!({ "attachments": [{
+        "fallback": "Job p:s:job1 build number 1: Success",
+        "text": "Job <https://hydra.example/job/p/s/job1|p:s:job1> (and 1 others): <https://hydra.example/build/1|Success> in 1m 5s",
+        "thumb_url": "https://hydra.example/static/images/checkmark_256.png",
+        "title": "Job p:s:job1 build number 1", "title_link": link(1), "color": "good",
+    }] });
+    assert_eq!(bodies("/slack"), [slack]);
+
+    let circleci = "/api/v1.1/project/github/o/r/tree/main?circle-token=ci";
+    assert_eq!(
+        told.iter()
+            .filter(|told| told.path == circleci && told.body.is_empty() && told.method == "POST")
+            .count(),
+        1
+    );
+
+    let influx = told
+        .iter()
+        .find(|told| told.path == "/influx/write?db=hydra&precision=s")
+        .expect("points");
+    assert_eq!(
+        influx.header("content-type"),
+        Some("application/x-www-form-urlencoded")
+    );
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").expect("a name");
+    let point = |job: i32, result: &str, status: &str, code: i32| {
+        format!(
+            "hydra_build_status,cached=false,job=job{job},jobset=s,project=p,repo=s,result={result},status={status},\
+             system=x86_64-linux,host={} build_id=\"{job}\",build_status={code}i,closure_size=8i,duration=65i,\
+             main_build_id=\"1\",queued=100i,size=7i 265",
+            host.trim()
+        )
+    };
+    let lines: Vec<&str> = influx.body.lines().collect();
+    assert_eq!(
+        lines,
+        [
+            point(1, "success", "success", 0),
+            point(2, "dependency-failed", "failed", 2)
+        ]
+    );
+
+    // The same job once more, with the same end: Slack hears nothing.
+    finish(&mut client, 3, 0);
+    hydrad.wait_sql(
+        &place.db,
+        "select count(*) = 18 from hydrad.deliveries where state = 'delivered'",
+    );
+    assert!(target.told()[before..]
+        .iter()
+        .all(|told| told.path != "/slack"));
+    for secret in ["Bearer gh", "Private-Token", "circle-token", "bWU6cHc="] {
+        assert!(!hydrad.log().contains(secret));
+    }
+    assert!(hydrad.terminate().success());
+}
+
+#[test]
+fn what_failed_for_hydras_plugins_stands_in_task_retries_until_it_is_told() {
+    let down = Arc::new(AtomicBool::new(true));
+    let inner = down.clone();
+    let target = Recorder::start(move |_| match inner.load(Ordering::SeqCst) {
+        true => Answer::status("502 Bad Gateway"),
+        false => Answer::status("200 OK"),
+    });
+    let place = Place::new(&format!(
+        "<slack>\njobs = .*\nurl = {}/services/hidden\nforce = 1\n</slack>\n",
+        target.url()
+    ));
+    place.builds(1..=2);
+    let mut client = place.client();
+    let mut hydrad = place.notifier();
+    finish_row(&mut client, 1, 0);
+    finish_row(&mut client, 2, 1);
+    announce(&mut client, "build_finished", "1\t2");
+    hydrad.wait_sql(
+        &place.db,
+        "select count(*) = 1 from TaskRetries where channel = 'build_finished' and pluginname = 'Hydra::Plugin::SlackNotification'
+         and payload = E'1\\t2' and attempts >= 1 and retry_at > extract(epoch from now()) - 60",
+    );
+    // It is recorded where Hydra looks: the builds are no longer marked.
+    hydrad.wait_sql(
+        &place.db,
+        "select count(*) = 0 from Builds where notificationPendingSince is not null",
+    );
+    down.store(false, Ordering::SeqCst);
+    hydrad.wait_sql(&place.db, "select count(*) = 0 from TaskRetries");
+    hydrad.wait_sql(
+        &place.db,
+        "select count(*) = 1 from hydrad.deliveries where state = 'delivered'",
+    );
+    assert!(!hydrad.log().contains("hidden"), "{}", hydrad.log());
     assert!(hydrad.terminate().success());
 }
 

@@ -2,6 +2,8 @@
 //!
 //! A secret is named by its file and read when it is used, so that a changed one counts at once.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -29,6 +31,94 @@ fn wrong(at: &Origin, what: impl Into<String>) -> PluginError {
 pub struct Plugins {
     pub run_commands: Vec<RunCommand>,
     pub webhooks: Vec<Webhook>,
+    pub github: Vec<GithubStatus>,
+    pub github_tokens: Tokens,
+    /// `None`: not wanted.
+    pub gitlab_tokens: Option<Tokens>,
+    pub gitea_tokens: Option<Tokens>,
+    pub bitbucket: Option<BitBucket>,
+    pub slack: Vec<Slack>,
+    pub circleci: Vec<CircleCi>,
+    pub influx: Option<Influx>,
+    /// `None`: logs stay as they are.
+    pub compress_logs: Option<LogCompression>,
+}
+
+/// Secrets by owner or project. Not to be printed.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Tokens(pub BTreeMap<String, String>);
+
+impl fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+/// A secret of hydra.conf. Not to be printed.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+/// `<githubstatus>`.
+#[derive(Clone, Debug)]
+pub struct GithubStatus {
+    pub jobs: Pattern,
+    pub inputs: Vec<String>,
+    pub context: Option<String>,
+    pub description: Option<String>,
+    pub use_short_context: bool,
+    pub exclude_build: bool,
+    pub authorization: Option<Secret>,
+    /// hydrad's own key; without a slash at its end.
+    pub endpoint: String,
+}
+
+/// `<bitbucket>`, if `enable_bitbucket_status` is 1.
+#[derive(Clone, Debug)]
+pub struct BitBucket {
+    pub username: String,
+    pub password: Secret,
+    pub endpoint: String,
+}
+
+/// `<slack>`.
+#[derive(Clone, Debug)]
+pub struct Slack {
+    pub jobs: Pattern,
+    pub url: Secret,
+    pub force: bool,
+}
+
+/// `<circleci>`.
+#[derive(Clone, Debug)]
+pub struct CircleCi {
+    pub jobs: Pattern,
+    pub vcstype: String,
+    pub username: String,
+    pub project: String,
+    pub branch: String,
+    pub token: Secret,
+    pub force: bool,
+    pub endpoint: String,
+}
+
+/// `<influxdb>`.
+#[derive(Clone, Debug)]
+pub struct Influx {
+    pub url: String,
+    pub db: String,
+}
+
+/// How logs are compressed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LogCompression {
+    Bzip2,
+    Zstd,
 }
 
 /// `<runcommand>`.
@@ -78,7 +168,40 @@ pub fn plugins(document: &Document) -> Result<Plugins, Vec<PluginError>> {
     let mut plugins = Plugins {
         run_commands: all(root, "runcommand", run_command, &mut errors),
         webhooks: all(root, "webhook", webhook, &mut errors),
+        github: all(root, "githubstatus", github_status, &mut errors),
+        github_tokens: tokens(root, "github_authorization").unwrap_or_default(),
+        gitlab_tokens: tokens(root, "gitlab_authorization"),
+        gitea_tokens: tokens(root, "gitea_authorization"),
+        bitbucket: None,
+        slack: all(root, "slack", slack, &mut errors),
+        circleci: all(root, "circleci", circleci, &mut errors),
+        influx: all(root, "influxdb", influx, &mut errors).pop(),
+        compress_logs: None,
     };
+    if text(root, "enable_bitbucket_status").as_deref() == Some("1") {
+        plugins.bitbucket = all(root, "bitbucket", bitbucket, &mut errors).pop();
+        if let (None, Some(a)) = (&plugins.bitbucket, root.get("enable_bitbucket_status")) {
+            errors.push(wrong(
+                &a.at,
+                "`enable_bitbucket_status = 1` needs a block <bitbucket>",
+            ));
+        }
+    }
+    // Exactly 1 switches it on, as in Hydra.
+    if text(root, "compress_build_logs").is_none_or(|text| text == "1") {
+        match root
+            .get("compress_build_logs_compression")
+            .map(|a| (a, a.text.trim()))
+        {
+            None | Some((_, "bzip2" | "")) => plugins.compress_logs = Some(LogCompression::Bzip2),
+            Some((_, "zstd")) => plugins.compress_logs = Some(LogCompression::Zstd),
+            Some((a, other)) => {
+                let what =
+                    format!("`compress_build_logs_compression = {other}`: expected bzip2 or zstd");
+                errors.push(wrong(&a.at, what));
+            }
+        }
+    }
     plugins.run_commands.retain(|run| !run.command.is_empty());
     let mut names: Vec<&str> = Vec::new();
     for (webhook, block) in plugins.webhooks.iter().zip(root.blocks_named("webhook")) {
@@ -125,6 +248,105 @@ fn required(block: &Block, key: &str) -> Result<String, PluginError> {
 
 fn words(block: &Block, key: &str) -> Option<Vec<String>> {
     text(block, key).map(|text| text.split_whitespace().map(str::to_owned).collect())
+}
+
+/// What Perl takes for true.
+fn truth(block: &Block, key: &str) -> bool {
+    text(block, key).is_some_and(|text| !text.is_empty() && text != "0")
+}
+
+/// A pattern; without one a block of Hydra's matches nothing.
+fn jobs(block: &Block) -> Result<Pattern, PluginError> {
+    let (text, at) = match block.get("jobs") {
+        None => {
+            log::warn!(
+                "{}: <{}> without `jobs`: it matches nothing",
+                block.at,
+                block.name
+            );
+            ("", &block.at)
+        }
+        Some(a) => (a.text.as_str(), &a.at),
+    };
+    Pattern::new(text).map_err(|why| wrong(at, format!("`jobs = {text}`: {why}")))
+}
+
+fn tokens(root: &Block, name: &str) -> Option<Tokens> {
+    let mut blocks = root.blocks_named(name).peekable();
+    blocks.peek()?;
+    let tokens = blocks
+        .flat_map(|block| &block.assignments)
+        .map(|a| (a.key.clone(), a.text.trim().to_owned()));
+    Some(Tokens(tokens.collect()))
+}
+
+/// An address to post below, without a slash at its end.
+fn address(block: &Block, key: &str, default: Option<&str>) -> Result<String, PluginError> {
+    let url = match default {
+        None => required(block, key)?,
+        Some(default) => text(block, key).unwrap_or_else(|| default.to_owned()),
+    };
+    let (scheme, host) = url.split_once("://").unwrap_or(("", ""));
+    match matches!(scheme, "http" | "https") && !host.is_empty() && !host.starts_with('/') {
+        true => Ok(url.trim_end_matches('/').to_owned()),
+        // It may be a secret: not repeated.
+        false => Err(wrong(
+            &block.at,
+            format!("`{key}`: expected http://HOST/... or https://HOST/..."),
+        )),
+    }
+}
+
+fn github_status(block: &Block) -> Result<GithubStatus, PluginError> {
+    Ok(GithubStatus {
+        jobs: jobs(block)?,
+        inputs: block
+            .all("inputs")
+            .map(|a| a.text.trim().to_owned())
+            .collect(),
+        context: text(block, "context"),
+        description: text(block, "description"),
+        use_short_context: truth(block, "useShortContext"),
+        exclude_build: truth(block, "excludeBuildFromContext"),
+        authorization: text(block, "authorization").map(Secret),
+        endpoint: address(block, "endpoint", Some("https://api.github.com"))?,
+    })
+}
+
+fn bitbucket(block: &Block) -> Result<BitBucket, PluginError> {
+    Ok(BitBucket {
+        username: required(block, "username")?,
+        password: Secret(required(block, "password")?),
+        endpoint: address(block, "endpoint", Some("https://api.bitbucket.org"))?,
+    })
+}
+
+fn slack(block: &Block) -> Result<Slack, PluginError> {
+    Ok(Slack {
+        jobs: jobs(block)?,
+        url: Secret(address(block, "url", None)?),
+        force: truth(block, "force"),
+    })
+}
+
+fn circleci(block: &Block) -> Result<CircleCi, PluginError> {
+    Ok(CircleCi {
+        jobs: jobs(block)?,
+        vcstype: required(block, "vcstype")?,
+        username: required(block, "username")?,
+        project: required(block, "project")?,
+        branch: required(block, "branch")?,
+        token: Secret(required(block, "token")?),
+        force: truth(block, "force"),
+        endpoint: address(block, "endpoint", Some("https://circleci.com"))?,
+    })
+}
+
+fn influx(block: &Block) -> Result<Influx, PluginError> {
+    Ok(Influx {
+        url: address(block, "url", None)?,
+        db: required(block, "db")?,
+    })
 }
 
 fn known_keys(block: &Block, keys: &[&str]) -> Result<(), PluginError> {

@@ -134,6 +134,88 @@ pub fn results(conn: &mut Conn, id: i32) -> Result<Results, DbError> {
     })
 }
 
+/// An evaluation, as far as notifications need it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Evaluation {
+    pub id: i32,
+    /// Its locked flake reference.
+    pub flake: Option<String>,
+    /// The first alternative of each input.
+    pub inputs: Vec<Input>,
+}
+
+/// A row of JobsetEvalInputs.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Input {
+    pub name: String,
+    pub uri: Option<String>,
+    pub revision: Option<String>,
+    pub value: Option<String>,
+    pub email_responsible: bool,
+}
+
+impl Evaluation {
+    pub fn input(&self, name: &str) -> Option<&Input> {
+        self.inputs.iter().find(|input| input.name == name)
+    }
+}
+
+/// The newest evaluations that a build is a member of, at most `count_max`.
+pub fn evaluations(
+    conn: &mut Conn,
+    build: i32,
+    count_max: usize,
+) -> Result<Vec<Evaluation>, DbError> {
+    let count_max = i64::try_from(count_max).unwrap_or(i64::MAX);
+    let sql = include_str!("../../sql/notify/select_evaluations.sql");
+    let rows = conn.query(sql, &[&build, &count_max])?;
+    with_inputs(conn, &rows)
+}
+
+/// One evaluation; none if it was deleted.
+pub fn evaluation(conn: &mut Conn, id: i32) -> Result<Vec<Evaluation>, DbError> {
+    let rows = conn.query(
+        include_str!("../../sql/notify/select_evaluation.sql"),
+        &[&id],
+    )?;
+    with_inputs(conn, &rows)
+}
+
+fn with_inputs(conn: &mut Conn, rows: &[postgres::Row]) -> Result<Vec<Evaluation>, DbError> {
+    let mut evaluations: Vec<Evaluation> = rows
+        .iter()
+        .map(|row| Evaluation {
+            id: row.get(0),
+            flake: row.get(1),
+            inputs: Vec::new(),
+        })
+        .collect();
+    let ids: Vec<i32> = evaluations.iter().map(|e| e.id).collect();
+    let sql = include_str!("../../sql/notify/select_evaluation_inputs.sql");
+    for row in conn.query(sql, &[&ids])? {
+        let of: i32 = row.get(0);
+        if let Some(evaluation) = evaluations.iter_mut().find(|e| e.id == of) {
+            evaluation.inputs.push(Input {
+                name: row.get(1),
+                uri: row.get(2),
+                revision: row.get(3),
+                value: row.get(4),
+                email_responsible: row.get(5),
+            });
+        }
+    }
+    Ok(evaluations)
+}
+
+/// The status of the build of the same job that ended before this one; `None` if there is none.
+pub fn previous_status(conn: &mut Conn, build: i32) -> Result<Option<i32>, DbError> {
+    let rows = conn.query(
+        include_str!("../../sql/notify/select_previous.sql"),
+        &[&build],
+    )?;
+    Ok(rows.first().and_then(|row| row.get(0)))
+}
+
 /// How a command of RunCommand ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct CommandEnd {

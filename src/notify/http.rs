@@ -97,6 +97,9 @@ impl Client {
             .take(ANSWER_BYTES_MAX)
             .read_to_end(&mut bytes);
         let body = text::presentable(&bytes, ANSWER_BYTES_MAX as usize);
+        if let (200..=299, Some(pause)) = (status, pause_wanted(response.headers())) {
+            self.pause(host, pause);
+        }
         match status {
             // Accepted is accepted, also if the rest of the answer does not come.
             200..=299 => Ok(body),

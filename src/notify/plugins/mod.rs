@@ -1,5 +1,10 @@
 //! The plugins: who is told, and how. Each makes one call for one event; when to call again is not theirs to say.
 
+pub mod chat;
+pub mod compress_log;
+pub mod forges;
+pub mod github;
+pub mod influx;
 pub mod run_command;
 pub mod webhook;
 
@@ -8,16 +13,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::event::Event;
-use super::http::Client;
+use super::http::{Client, Post};
 use super::plan::{Ended, Manner};
 use crate::config::notify::Plugins;
-use crate::db::facts::{self, BuildFacts, Results};
+use crate::db::facts::{self, BuildFacts, Evaluation, Results};
 use crate::db::pool::{Conn, Pool};
 use crate::db::DbError;
 use crate::sys::child::plain_error;
 
 /// How long a plugin waits for a pooled connection.
 const CONNECTION_MAX: Duration = Duration::from_secs(30);
+/// Of a build in many evaluations the newest are told of.
+const EVALUATIONS_MAX: usize = 100;
 /// A file with a secret is not larger than this, bytes.
 const SECRET_BYTES_MAX: usize = 64 << 10;
 
@@ -102,6 +109,104 @@ impl Call<'_> {
     }
 }
 
+impl Call<'_> {
+    /// The build that the event is about, and those that ended with it, as far as they are still there.
+    pub fn builds(&self) -> Result<Vec<BuildFacts>, Failure> {
+        let mut builds = Vec::new();
+        let (first, others): (i32, &[i32]) = match self.event {
+            Event::BuildFinished { build, dependents } => (*build, dependents),
+            Event::BuildQueued { build }
+            | Event::BuildStarted { build }
+            | Event::CachedBuildQueued { build, .. }
+            | Event::CachedBuildFinished { build, .. }
+            | Event::StepFinished { build, .. } => (*build, &[]),
+            _ => return Ok(builds),
+        };
+        let mut conn = self.conn()?;
+        for id in std::iter::once(&first).chain(others) {
+            builds.extend(facts::build(&mut conn, *id)?);
+        }
+        Ok(builds)
+    }
+
+    /// The evaluations that the event is about: one for a cached build, else those of its first build.
+    pub fn evaluations(&self, first: i32) -> Result<Vec<Evaluation>, Failure> {
+        let mut conn = self.conn()?;
+        Ok(match self.event {
+            Event::CachedBuildQueued { eval, .. } | Event::CachedBuildFinished { eval, .. } => {
+                facts::evaluation(&mut conn, *eval)?
+            }
+            _ => facts::evaluations(&mut conn, first, EVALUATIONS_MAX)?,
+        })
+    }
+
+    pub fn previous_status(&self, build: i32) -> Result<Option<i32>, Failure> {
+        Ok(facts::previous_status(&mut *self.conn()?, build)?)
+    }
+
+    /// Whether the event says how a build ended.
+    pub fn is_end(&self) -> bool {
+        matches!(
+            self.event,
+            Event::BuildFinished { .. } | Event::CachedBuildFinished { .. }
+        )
+    }
+
+    /// Posts JSON.
+    pub fn post_json(
+        &self,
+        url: &str,
+        headers: &[(&str, &str)],
+        body: &serde_json::Value,
+    ) -> Result<String, Failure> {
+        let json = [("Content-Type", "application/json")];
+        let headers: Vec<(String, String)> = json
+            .iter()
+            .chain(headers)
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
+        self.around.http.post(&Post {
+            url,
+            headers: &headers,
+            body: body.to_string().as_bytes(),
+            time_max: self.around.time_max,
+        })
+    }
+}
+
+/// Makes several calls of one delivery. Those that are refused do not keep the others from being made; one that may be tried again
+/// ends them, since all of them will be made again.
+pub fn each<T>(
+    items: impl IntoIterator<Item = T>,
+    mut tell: impl FnMut(T) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let mut refused = Ok(());
+    for item in items {
+        match tell(item) {
+            Err(failure) if failure.ended == Ended::Refused => refused = refused.and(Err(failure)),
+            Err(failure) => return Err(failure),
+            Ok(()) => {}
+        }
+    }
+    refused
+}
+
+/// Hydra's words for a status.
+pub fn status_words(status: i32) -> &'static str {
+    match status {
+        0 => "Success",
+        2 => "Dependency failed",
+        4 => "Cancelled",
+        6 => "Failed with output",
+        _ => "Failed",
+    }
+}
+
+/// What a commit status says unless its block says otherwise.
+fn description(build: &BuildFacts) -> String {
+    format!("Hydra build #{} of {}", build.id, build.job_name())
+}
+
 /// Somebody who is told of events.
 pub trait Plugin: Send + Sync {
     /// Its name in the ledger, unique among those configured.
@@ -135,6 +240,34 @@ pub fn all(plugins: &Plugins) -> Result<Vec<Arc<dyn Plugin>>, String> {
     if !plugins.run_commands.is_empty() {
         let plugin = run_command::RunCommand::new(plugins.run_commands.clone());
         all.push(Arc::new(plugin));
+    }
+    if !plugins.github.is_empty() {
+        let plugin =
+            github::GithubStatus::new(plugins.github.clone(), plugins.github_tokens.clone());
+        all.push(Arc::new(plugin));
+    }
+    for (tokens, kind) in [
+        (&plugins.gitlab_tokens, forges::Kind::Gitlab),
+        (&plugins.gitea_tokens, forges::Kind::Gitea),
+    ] {
+        if let Some(tokens) = tokens {
+            all.push(Arc::new(forges::Forge::new(kind, tokens.clone())));
+        }
+    }
+    if let Some(block) = &plugins.bitbucket {
+        all.push(Arc::new(forges::BitBucket::new(block.clone())));
+    }
+    if !plugins.slack.is_empty() {
+        all.push(Arc::new(chat::Slack::new(plugins.slack.clone())));
+    }
+    if !plugins.circleci.is_empty() {
+        all.push(Arc::new(chat::CircleCi::new(plugins.circleci.clone())));
+    }
+    if let Some(block) = &plugins.influx {
+        all.push(Arc::new(influx::Influx::new(block.clone())));
+    }
+    if let Some(method) = plugins.compress_logs {
+        all.push(Arc::new(compress_log::CompressLog::new(method)));
     }
     for block in &plugins.webhooks {
         all.push(Arc::new(webhook::Webhook::new(block.clone())?));
