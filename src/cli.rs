@@ -50,6 +50,7 @@ pub enum Command {
     Disable(admin::orders::DisableArgs),
     Enable(admin::orders::EnableArgs),
     Cache(admin::cache::CacheArgs),
+    Notifications(admin::notifications::NotificationsArgs),
     Log(admin::log::LogArgs),
     Simulate(admin::simulate::SimulateArgs),
     #[command(version)]

@@ -33,6 +33,7 @@ fn main() -> ExitCode {
         Command::Disable(args) => admin::orders::disable(&args),
         Command::Enable(args) => admin::orders::enable(&args),
         Command::Cache(args) => admin::cache::run(&args),
+        Command::Notifications(args) => admin::notifications::run(&args),
         Command::Log(args) => admin::log::run(&args),
         Command::Simulate(args) => admin::simulate::run(&args),
         Command::UpdateGcRoots(args) => admin::gc_roots::run(&args),

@@ -893,11 +893,94 @@ fn what_hydras_notifier_left_is_taken_over_and_what_is_old_is_held() {
 }
 
 #[test]
+fn operators_see_replay_and_discard_what_is_held_or_was_given_up() {
+    let up = Arc::new(AtomicBool::new(false));
+    let inner = up.clone();
+    let target = Recorder::start(move |_| match inner.load(Ordering::SeqCst) {
+        true => Answer::status("200 OK"),
+        false => Answer::status("400 Bad Request"),
+    });
+    let place = Place::new(&format!(
+        "<webhook>\nname = w\nurl = {}\n</webhook>\n",
+        target.url()
+    ));
+    place.builds(1..=4);
+    let mut client = place.client();
+    for id in 1..=3 {
+        finish_row(&mut client, id, 0);
+    }
+    client
+        .batch_execute("update Builds set notificationPendingSince = extract(epoch from now())::int - 90000 where id < 4")
+        .expect("old ones");
+    let mut hydrad = place.notifier();
+    finish(&mut client, 4, 1);
+    hydrad.wait_sql(
+        &place.db,
+        "select count(*) = 1 from hydrad.deliveries where state = 'given_up'",
+    );
+    let command = |args: &[&str]| {
+        let args: Vec<&str> = ["notifications", "--json"]
+            .iter()
+            .chain(args)
+            .copied()
+            .collect();
+        let text = common::output_of(&mut place.hydrad(&args).command());
+        let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let list = json["notifications"].as_array().expect("a list").clone();
+        list.iter()
+            .map(|one| {
+                format!(
+                    "{} {}",
+                    one["payload"].as_str().expect("text"),
+                    one["state"].as_str().expect("text")
+                )
+            })
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(command(&[]), ["1 held", "2 held", "3 held", "4 given_up"]);
+    assert_eq!(command(&["--failed"]), ["4 given_up"]);
+    assert_eq!(
+        command(&["discard", "--build", "2", "--dry-run"]),
+        ["2 held"]
+    );
+    assert_eq!(command(&["discard", "--build", "2"]), ["2 held"]);
+    let pending = "select count(*) from Builds where notificationPendingSince is not null";
+    assert_eq!(
+        place.rows(pending),
+        2,
+        "what is discarded is no longer marked"
+    );
+    up.store(true, Ordering::SeqCst);
+    assert_eq!(
+        command(&["replay", "--failed", "--plugin", "Webhook"]),
+        ["4 given_up"]
+    );
+    assert_eq!(command(&["replay", "--held", "--build", "1"]), ["1 held"]);
+    // By the running notifier, at once.
+    hydrad.wait_sql(
+        &place.db,
+        "select count(*) = 2 from hydrad.deliveries where state = 'delivered'",
+    );
+    hydrad.wait_sql(
+        &place.db,
+        "select count(*) = 1 from Builds where notificationPendingSince is not null",
+    );
+    assert_eq!(command(&[]), ["3 held"]);
+    assert_eq!(
+        command(&["--delivered"]),
+        ["1 delivered", "2 none", "4 delivered"]
+    );
+    let told: Vec<i64> = target.told().iter().map(build_of).collect();
+    assert!(!told.contains(&2) && !told.contains(&3), "{told:?}");
+    assert!(hydrad.terminate().success());
+}
+
+#[test]
 fn what_the_notifier_cannot_serve_is_said_at_the_start() {
     for (conf, words) in [
         (
-            "<slack>\nurl = x\n</slack>\n",
-            "hydrad does not implement <slack>",
+            "<sotest>\nuri = x\n</sotest>\n",
+            "hydrad does not implement <sotest>",
         ),
         ("<webhook>\nname = x\n</webhook>\n", "<webhook> needs `url"),
         (

@@ -12,6 +12,7 @@ pub mod gc_roots;
 pub mod init;
 pub mod log;
 pub mod machines;
+pub mod notifications;
 pub mod orders;
 pub mod queued;
 pub mod serve;

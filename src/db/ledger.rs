@@ -407,3 +407,106 @@ pub fn backlog(conn: &mut Conn) -> Result<Backlog, DbError> {
         oldest: row.get(3),
     })
 }
+
+/// A row of the ledger for people: an event, or one delivery of it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Entry {
+    pub event: i64,
+    pub channel: String,
+    pub payload: String,
+    pub at: UnixSecs,
+    /// `None`: nothing is planned yet.
+    pub target: Option<String>,
+    pub state: String,
+    pub attempts: i32,
+    pub due_at: Option<UnixSecs>,
+    pub last_error: Option<String>,
+}
+
+/// Which rows are meant.
+#[derive(Clone, Debug)]
+pub struct Which<'a> {
+    pub states: &'a [&'a str],
+    pub build: Option<i32>,
+    /// A target, or a plugin with all its targets.
+    pub plugin: Option<&'a str>,
+    pub since: UnixSecs,
+    pub rows_max: i64,
+}
+
+/// Rows of the ledger, the oldest first.
+///
+/// # Errors
+/// Of the database, as with the next ones.
+pub fn entries(client: &mut postgres::Client, which: &Which<'_>) -> Result<Vec<Entry>, DbError> {
+    let rows = client.query(
+        include_str!("../../sql/notify/select_ledger.sql"),
+        &[
+            &which.states,
+            &which.build,
+            &which.plugin,
+            &which.since,
+            &which.rows_max,
+        ],
+    )?;
+    let entry = |row: &postgres::Row| Entry {
+        event: row.get(0),
+        channel: row.get(1),
+        payload: row.get(2),
+        at: row.get(3),
+        target: row.get(4),
+        state: row.get(5),
+        attempts: row.get(6),
+        due_at: row.get(7),
+        last_error: row.get(8),
+    };
+    Ok(rows.iter().map(entry).collect())
+}
+
+/// Events and targets by column; entries without a target are in the first alone.
+fn columns(entries: &[Entry]) -> (Vec<i64>, Vec<i64>, Vec<&str>) {
+    let all = entries.iter().map(|entry| entry.event).collect();
+    let with_target = entries
+        .iter()
+        .filter_map(|entry| Some((entry.event, entry.target.as_deref()?)));
+    let (events, targets) = with_target.unzip();
+    (all, events, targets)
+}
+
+/// These are delivered (again).
+pub fn replay(
+    client: &mut postgres::Client,
+    entries: &[Entry],
+    now: UnixSecs,
+) -> Result<(), DbError> {
+    let (all, events, targets) = columns(entries);
+    let mut tx = client.transaction()?;
+    tx.execute(
+        include_str!("../../sql/notify/release_held.sql"),
+        &[&all, &now],
+    )?;
+    tx.execute(
+        include_str!("../../sql/notify/replay_deliveries.sql"),
+        &[&events, &targets, &now],
+    )?;
+    tx.execute(include_str!("../../sql/notify/announce_decision.sql"), &[])?;
+    Ok(tx.commit()?)
+}
+
+/// These are not delivered any more.
+pub fn discard(
+    client: &mut postgres::Client,
+    entries: &[Entry],
+    now: UnixSecs,
+) -> Result<(), DbError> {
+    let (all, events, targets) = columns(entries);
+    let mut tx = client.transaction()?;
+    tx.execute(
+        include_str!("../../sql/notify/discard_deliveries.sql"),
+        &[&events, &targets, &now],
+    )?;
+    tx.execute(include_str!("../../sql/notify/discard_events.sql"), &[&all])?;
+    tx.execute(include_str!("../../sql/notify/clear_pending.sql"), &[&all])?;
+    tx.execute(include_str!("../../sql/notify/announce_decision.sql"), &[])?;
+    Ok(tx.commit()?)
+}
