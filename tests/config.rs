@@ -384,7 +384,7 @@ fn foreign_settings_are_judged_and_their_values_never_shown() {
         ("max_concurrent_evals", Verdict::NotYetUsed),
         ("binary_cache_dir", Verdict::Deprecated),
         ("max_db_conections", Verdict::Unknown),
-        ("<githubstatus>", Verdict::NotYetUsed),
+        ("<githubstatus>", Verdict::Ignored),
         // Hydra's own notifier goes on making backups; hydrad is not that service.
         ("<s3backup>", Verdict::NotYetUsed),
     ] {

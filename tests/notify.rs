@@ -261,10 +261,13 @@ fn run_starts_both_services_and_events_of_our_own_are_in_the_ledger_before_they_
         .iter()
         .all(|told| build_of(told) == i64::from(builds[0])));
     assert_eq!(told[2].json()["status"], "success");
+    // And one for CompressLog, which is always there.
     hydrad.wait_sql(
         &farm.db,
-        "select count(*) = 3 from hydrad.deliveries where state = 'delivered'",
+        "select count(*) = 4 from hydrad.deliveries where state = 'delivered'",
     );
+    let log = farm.log_path(&drv);
+    assert!(!log.exists() && PathBuf::from(format!("{}.bz2", log.display())).exists());
     hydrad.wait_sql(
         &farm.db,
         "select count(*) = 3 and bool_and(backend is not null) from hydrad.events",

@@ -86,7 +86,10 @@ impl NotificationsArgs {
             (self.pending, &["new", "waiting"][..]),
             (self.failed, &["given_up", "waiting"]),
             (self.held, &["held"]),
-            (self.delivered, &["delivered", "discarded", "superseded", "none"]),
+            (
+                self.delivered,
+                &["delivered", "discarded", "superseded", "none"],
+            ),
         ]
         .iter()
         .filter(|(chosen, _)| *chosen)
