@@ -6,6 +6,8 @@
 
 /// What is moved at a time.
 const MOVED_BYTES: usize = 2 << 20;
+/// An array that is full gets so many times its room.
+const GROWTH: usize = 4;
 /// Below this an array has nothing from it.
 const WORTHWHILE_BYTES: usize = 4 << 20;
 
@@ -19,10 +21,12 @@ pub fn reserve<T: Copy>(items: &mut Vec<T>, more: usize) {
 
 #[cold]
 fn grow<T: Copy>(items: &mut Vec<T>, more: usize) {
-    let wanted = (items.len() + more).max(2 * items.capacity());
-    if wanted.saturating_mul(size_of::<T>()) < WORTHWHILE_BYTES {
+    let needed = items.len() + more;
+    if needed.saturating_mul(size_of::<T>()) < WORTHWHILE_BYTES {
         return items.reserve(more);
     }
+    // What is not used costs nothing, and moving costs the more the larger it is.
+    let wanted = needed.max(GROWTH * items.capacity());
     let mut grown: Vec<T> = Vec::with_capacity(wanted);
     let bytes = grown.capacity() * size_of::<T>();
     advise(grown.as_mut_ptr().cast(), bytes, libc::MADV_HUGEPAGE);

@@ -108,7 +108,10 @@ impl Plan {
             graph.fetch(*slot);
         }
         let steps = &slots;
-        steps.iter().for_each(|&step| graph.fetch_rdeps(step));
+        for &step in steps {
+            graph.fetch_rdeps(step);
+            self.builds.fetch(graph.step(step).builds);
+        }
         steps
             .iter()
             .for_each(|&step| graph.fetch_dependents(step, BLOCK));
