@@ -32,7 +32,9 @@ const STATEMENTS_MAX: usize = 512;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 /// A connection is replaced at this age: the server's side of it slowly grows.
 const LIFETIME: Duration = Duration::from_secs(3600);
-const IDLE_MIN: u32 = 1;
+/// As many as a build that is announced to an idle queue runner needs at the same time: opening one costs as much as
+/// reading, starting and recording it.
+const IDLE_MIN: u32 = 3;
 
 /// The prepared statements of one connection.
 #[derive(Default)]
@@ -205,8 +207,12 @@ impl Counters {
     }
 }
 
+/// What a new connection does before it is handed out.
+pub type Rehearsal = fn(&mut Conn) -> Result<(), DbError>;
+
 struct Manager {
     target: DbTarget,
+    rehearsal: Option<Rehearsal>,
     application_name: String,
     counters: Arc<Counters>,
 }
@@ -220,7 +226,14 @@ impl ManageConnection for Manager {
             Ok(client) => {
                 self.counters.connects.fetch_add(1, Ordering::Relaxed);
                 self.counters.set_failure(None);
-                Ok(Conn::new(client))
+                let mut conn = Conn::new(client);
+                if let Some(rehearse) = self.rehearsal {
+                    // What is wrong with these statements says who needs them.
+                    if let Err(error) = rehearse(&mut conn) {
+                        log::debug!("a database connection is not rehearsed: {error}");
+                    }
+                }
+                Ok(conn)
             }
             Err(e) => {
                 self.counters
@@ -291,9 +304,20 @@ impl Pool {
     /// A pool of at most `max` connections to `target`. Does not wait for the first one, so it
     /// succeeds while the database is away.
     pub fn new(target: DbTarget, max: u32, application_name: &str) -> Pool {
+        Pool::rehearsed(target, max, application_name, None)
+    }
+
+    /// As [`Pool::new`]; each connection goes through the rehearsal before its first use.
+    pub fn rehearsed(
+        target: DbTarget,
+        max: u32,
+        application_name: &str,
+        rehearsal: Option<Rehearsal>,
+    ) -> Pool {
         let counters = Arc::new(Counters::default());
         let manager = Manager {
             target,
+            rehearsal,
             application_name: application_name.to_owned(),
             counters: Arc::clone(&counters),
         };

@@ -34,6 +34,7 @@ use crate::plan::action::{Fail, FinishStep, Record, Succeed};
 use crate::sys::clock::unix_now;
 use crate::sys::heartbeat;
 
+pub use usual_group::rehearse;
 use usual_group::{EndColumns, Split, SuccessColumns};
 
 /// Records in one transaction.

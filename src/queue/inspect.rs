@@ -8,6 +8,7 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use rayon::prelude::*;
 use super::fetch::Job;
 use super::{resolution, Context};
 use crate::db::known_output;
+use crate::db::pool::Conn;
 use crate::db::DbError;
 use crate::model::BuildOutput;
 use crate::nix::derivation::{Derivation, DerivationFacts};
@@ -29,6 +31,9 @@ use crate::sys::heartbeat::{self, Patience};
 
 /// Pause between attempts while something of ours is away.
 const AWAY_PAUSE: Duration = Duration::from_secs(2);
+
+/// How long a connection to the database may take to come.
+const DATABASE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// What the inspectors are asked.
 #[derive(Debug)]
@@ -52,7 +57,8 @@ pub fn serve(context: &Context, parsers: &rayon::ThreadPool, questions: &Receive
             }
             Question::Describe(question, drv) => {
                 heartbeat::busy("describing outputs");
-                let output = describe(context, &drv)
+                let output = unless_panic(&drv, || describe(context, &drv))
+                    .and_then(|described| described)
                     .map(Arc::new)
                     .map_err(String::into_boxed_str);
                 context.tell_plan(Event::Described { question, output });
@@ -142,7 +148,10 @@ fn judge(
         .flatten()
         .map(String::as_str)
         .collect();
-    let failed = until_it_works(context, "the database", || failed_paths(context, &needed));
+    let failed = until_it_works(context, "the database", || match needed.is_empty() {
+        true => Ok(HashSet::new()),
+        false => failed_paths(&mut *context.pool.get(DATABASE_PATIENCE)?, &needed),
+    });
     // What a fetcher may find there; with the local store as destination none of it.
     let here = match context.fetchers {
         Some(_) if !context.dest.is_local() && !needed.is_empty() => {
@@ -204,8 +213,19 @@ fn find_outputs(context: &Context, scanned: Scanned) -> Scanned {
 fn scan_watched(context: &Context, drv: &Arc<str>) -> Scanned {
     heartbeat::during("reading a derivation", Patience::Watchdog, || {
         heartbeat::about(Some(drv.clone()));
-        scan(context, drv)
+        unless_panic(drv, || scan(context, drv)).unwrap_or_else(|message| {
+            Scanned::Known(StepFacts::Unreadable {
+                message: message.into(),
+            })
+        })
     })
+}
+
+/// A mistake of ours with one derivation costs its builds alone. Otherwise the process would end, start again, and meet
+/// the same derivation again.
+fn unless_panic<T>(drv: &str, work: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work))
+        .map_err(|_| format!("BUG: an inspector panicked over {drv}; the log of hydrad says where"))
 }
 
 /// Reads and scans one derivation.
@@ -298,11 +318,8 @@ fn is_shortage(error: &io::Error) -> bool {
     )
 }
 
-fn failed_paths(context: &Context, paths: &[&str]) -> Result<HashSet<String>, DbError> {
-    if paths.is_empty() {
-        return Ok(HashSet::new());
-    }
-    let mut conn = context.pool.get(Duration::from_secs(30))?;
+/// Which of these paths an earlier build failed to make.
+pub fn failed_paths(conn: &mut Conn, paths: &[&str]) -> Result<HashSet<String>, DbError> {
     let rows = conn.query(
         include_str!("../../sql/queue/select_failed_paths.sql"),
         &[&paths],
@@ -367,7 +384,7 @@ pub fn describe_outputs(
     }
     let known = context
         .pool
-        .get(Duration::from_secs(30))
+        .get(DATABASE_PATIENCE)
         .and_then(|mut conn| known_output::find(&mut conn, &paths))
         .map_err(|error| error.to_string())?;
     let output = match known {
@@ -416,4 +433,25 @@ pub fn from_store(context: &Context, outputs: &[(String, String)]) -> Result<Bui
         closure_size,
         context.store.dir(),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_over_one_derivation_is_an_answer_about_it_alone() {
+        let drvs = [
+            "/nix/store/a.drv",
+            "/nix/store/poison.drv",
+            "/nix/store/b.drv",
+        ];
+        let answers: Vec<_> = drvs
+            .par_iter()
+            .map(|drv| unless_panic(drv, || assert!(!drv.contains("poison"))))
+            .collect();
+        let bug =
+            "BUG: an inspector panicked over /nix/store/poison.drv; the log of hydrad says where";
+        assert_eq!(answers, [Ok(()), Err(bug.into()), Ok(())]);
+    }
 }

@@ -60,15 +60,24 @@ impl LogStore {
     /// When the disk does not let us.
     pub fn begin(&self, drv: &str) -> io::Result<File> {
         let path = self.path(drv);
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder)?;
-        }
         self.move_aside(&path)?;
-        OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(&path)
+        let open = || {
+            OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .open(&path)
+        };
+        match open() {
+            // The first log in its folder.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if let Some(folder) = path.parent() {
+                    fs::create_dir_all(folder)?;
+                }
+                open()
+            }
+            opened => opened,
+        }
     }
 
     /// Removes the log of an attempt that built nothing.

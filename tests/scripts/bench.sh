@@ -12,8 +12,11 @@ export BENCH_DIR=${BENCH_DIR:-/var/tmp/hydrad-bench-$(id -un)}
 step() { echo "== bench: $*"; }
 
 tests/scripts/deps.sh
-mkdir -p "$BENCH_DIR"/{bin,nix/{store,var,conf}}
+mkdir -p "$BENCH_DIR"
 chmod 755 "$BENCH_DIR"
+# Folders in it far from each other on the disk, where the file system can: see Runner in bench.py.
+chattr +T "$BENCH_DIR" 2>/dev/null || true
+mkdir -p "$BENCH_DIR"/{bin,nix/{store,var,conf}}
 ln -sfn "$top/target/release/hydrad" "$BENCH_DIR/bin/hydra-queue-runner"
 export BENCH_RUNNER=${BENCH_RUNNER:-$BENCH_DIR/bin/hydra-queue-runner}
 [ -x "$BENCH_RUNNER" ] || { echo "bench: $BENCH_RUNNER does not exist: run \`make release\`" >&2; exit 1; }
@@ -24,7 +27,8 @@ bench() { /usr/bin/python3 "$here/bench.py" "$@"; }
 
 "$here/pg.sh" init-once "$BENCH_DIR/pg"
 "$here/pg.sh" start "$BENCH_DIR/pg"
-trap '"$here/pg.sh" stop "$BENCH_DIR/pg"' EXIT
+trap '"$here/pg.sh" stop "$BENCH_DIR/pg"; rm -rf "$BENCH_DIR"/runs/*/data "$BENCH_DIR"/runs/*/roots' EXIT
+rm -rf "$BENCH_DIR/runs"
 # The database is made anew when the schema has changed since.
 cat sql/schema/hydra-87.sql sql/schema/hydrad.sql sql/schema/hydrad-*.sql >"$BENCH_DIR/schema.new"
 if ! cmp -s "$BENCH_DIR/schema.new" "$BENCH_DIR/schema.sql"; then

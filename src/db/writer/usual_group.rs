@@ -12,6 +12,8 @@ use super::{
     CONNECTION_MAX, LOCK_TIMEOUT,
 };
 use crate::db::payload;
+use crate::db::pool::Conn;
+use crate::db::DbError;
 use crate::model::{BuildId, Phase, RunId};
 use crate::plan::action::{FinishStep, Record, Succeed};
 
@@ -80,6 +82,87 @@ pub(super) fn write_starts(writer: &Writer, group: &mut [Entry]) -> Result<Writt
             Err(error)
         }
     }
+}
+
+/// Runs of a statement after which PostgreSQL keeps one plan for it, instead of making one each time for longer than the
+/// statement works.
+const RUNS_UNTIL_PLANNED: usize = 6;
+
+/// Makes a new connection ready to write a start at once: the statements are prepared, planned, and have been run, on
+/// nothing. Otherwise the first builds after a quiet time wait for it, several times as long as they need.
+///
+/// # Errors
+/// Of the database.
+pub fn rehearse(conn: &mut Conn) -> Result<(), DbError> {
+    // No session has this number, so that our lock is not held for these statements and they change nothing.
+    let (pid, class, object) = (0i32, 0i64, 0i64);
+    let (ints, texts) = (Vec::<i32>::new(), Vec::<&str>::new());
+    let (sizes, flags) = (Vec::<i64>::new(), Vec::<bool>::new());
+    for _ in 0..RUNS_UNTIL_PLANNED {
+        conn.query(
+            include_str!("../../../sql/queue/write_starts.sql"),
+            &[
+                &pid,
+                &class,
+                &object,
+                &LOCK_TIMEOUT,
+                &ints,
+                &ints,
+                &ints,
+                &texts,
+                &ints,
+                &ints,
+                &texts,
+                &texts,
+                &ints,
+                &texts,
+                &texts,
+                &texts,
+                &texts,
+                &texts,
+                &ints,
+                &texts,
+            ],
+        )?;
+    }
+    conn.query(
+        include_str!("../../../sql/queue/write_ends.sql"),
+        &[
+            &pid,
+            &class,
+            &object,
+            &LOCK_TIMEOUT,
+            &"on",
+            &ints,
+            &ints,
+            &ints,
+            &ints,
+            &ints,
+            &ints,
+            &texts,
+            &ints,
+            &ints,
+            &ints,
+            &ints,
+            &flags,
+            &ints,
+            &ints,
+            &ints,
+            &ints,
+            &sizes,
+            &sizes,
+            &ints,
+            &texts,
+            &ints,
+            &texts,
+            &texts,
+            &texts,
+            &texts,
+            &ints,
+            &ints,
+        ],
+    )?;
+    Ok(())
 }
 
 /// Starts, with the phases they have reached, and their notifications by column.

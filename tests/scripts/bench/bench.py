@@ -29,7 +29,7 @@ Outputs of the graph are deleted from the store, and Builds/BuildSteps/... trunc
 The Nix store is the one of the environment; bench.sh makes one of its own. Use a configuration without substituters and
 (as root) with an empty build-users-group.
 """
-import argparse, getpass, json, os, re, select, signal, statistics, subprocess, sys, threading, time, urllib.request
+import argparse, getpass, json, os, re, select, signal, statistics, subprocess, sys, tempfile, threading, time, urllib.request
 import psycopg2, psycopg2.extras, psycopg2.extensions
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -155,8 +155,9 @@ def quiet(limit):
 
 class Runner:
     def __init__(self, a, tag):
-        d = f"{BENCH_DIR}/state"; os.makedirs(d + "/data", exist_ok=True)
-        subprocess.run(["rm", "-rf", d + "/data/build-logs", d + "/roots"])
+        # A new folder for each run, and nothing deleted before: for minutes ext4 walks over the inodes of deleted files whenever
+        # it makes one nearby, which would count as CPU time of the queue runner's logs and roots. bench.sh clears up at its end.
+        os.makedirs(BENCH_DIR + "/runs", exist_ok=True); d = tempfile.mkdtemp(prefix=tag + "-", dir=BENCH_DIR + "/runs"); os.makedirs(d + "/data")
         mf = d + "/machines"
         with open(mf, "w") as f:
             m = re.fullmatch(r"fake:(\d+)x(\d+)", a.machines); l = re.fullmatch(r"localhost:(\d+)", a.machines)
@@ -325,7 +326,8 @@ def t_e2e(a, g, sampler=None):
 def t_conns(a, g):
     c2 = connect(); k = c2.cursor(); mx = dict(conns=0, busy=0, building=0)
     def sample():
-        k.execute("select count(*) from pg_stat_activity where application_name='runner'"); mx["conns"] = max(mx["conns"], k.fetchone()[0])
+        k.execute("select count(*) from pg_stat_activity where backend_type = 'client backend'"
+                                " and datname = current_database() and application_name <> 'bench'"); mx["conns"] = max(mx["conns"], k.fetchone()[0])
         k.execute("select count(*), count(*) filter (where busy=30) from buildsteps where busy<>0")
         x = k.fetchone(); mx["busy"] = max(mx["busy"], x[0]); mx["building"] = max(mx["building"], x[1])
     res = t_e2e(a, g, sample)

@@ -22,9 +22,11 @@ rate = median("throughput", field("steps_per_s"))
 idle, busy = median("arrive-idle", field("secs")), median("arrive-busy", field("secs"))
 for r in of("arrive-busy"):
     if r["busy"] != 8 or r["ended"]: print(f"goals: the slots were not busy all the time: {r}", file=sys.stderr); sys.exit(2)
-small, large = of("load-10k"), of("load-100k")
+large = of("load-100k")
 kb = lambda rs: statistics.median(r["hwm_mb"] for r in rs) * 1024
 wide, narrow = of("slots-96"), of("slots-96-pool-4")
+for r in wide + narrow:
+    if not r["max_conns"]: print(f"goals: the connections were not seen: {r}", file=sys.stderr); sys.exit(2)
 
 # (what, measured, unit, "<=" or ">=", goal, remark)
 rows = [
