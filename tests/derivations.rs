@@ -200,6 +200,74 @@ fn what_is_built_is_known_to_nix_and_not_built_again() {
 }
 
 #[test]
+fn what_two_steps_are_resolved_into_is_built_once_also_after_a_crash() {
+    let store = local_store();
+    let farm = Farm::new(&store).with_machines(&machine("localhost").replace(" 2 1 ", " 4 1 "));
+    let gate = store.dir().join("open");
+    let jobs = |seed: &str| {
+        format!(
+            r#"let
+              mk = name: attrs: script: derivation ({{
+                inherit name; system = builtins.currentSystem; builder = "/bin/bash";
+                PATH = "/usr/bin:/bin"; args = [ "-ec" script ];
+                __contentAddressed = true; outputHashMode = "recursive"; outputHashAlgo = "sha256";
+              }} // attrs);
+            in rec {{
+              a_base = mk "base" {{ seed = "{seed}"; }} "echo base > $out";
+              b_top = mk "top" {{ base = a_base; }}
+                "echo waiting; while ! test -e {gate}; do sleep 0.05; done; echo open; cat $base > $out";
+              c_fails = mk "fails" {{ base = a_base; }} "echo failing $base; exit 1";
+              d_above = mk "above" {{ fails = c_fails; }} "cat $fails > $out";
+            }}"#,
+            gate = gate.display()
+        )
+    };
+    let mut scene = Scene::new(store, farm, &[]);
+    let queue = |scene: &Scene, seed: &str| {
+        let file = scene
+            .farm
+            .dir()
+            .file(seed, &jobs(seed), scene.store.owner());
+        scene.farm.enqueue(&[file.to_str().unwrap()])
+    };
+    let (one, two) = (queue(&scene, "one"), queue(&scene, "two"));
+    let both_wait =
+        "select count(*) = 2 from BuildSteps where busy <> 0 and drvPath like '%-top.drv'";
+    scene.hydrad.wait_sql(&scene.farm.db, both_wait);
+    scene.hydrad.kill_9();
+    scene.hydrad = scene.farm.run(&[]);
+    scene.hydrad.wait_log("ready: ");
+    scene.hydrad.wait_sql(&scene.farm.db, both_wait);
+    fs::write(&gate, "").expect("open the gate");
+    let all: Vec<i32> = one.iter().chain(&two).copied().collect();
+    scene.farm.wait_ended(&mut scene.hydrad, &all);
+    let ends = [0, 0, 1, 2, 0, 0, 1, 2].map(Some);
+    assert_eq!(scene.farm.statuses(&all), ends, "{}", scene.hydrad.log());
+    let tops = [one[1], two[1]];
+    assert_eq!(scene.output(tops[0], "out"), scene.output(tops[1], "out"));
+    let ask = |sql: &str| -> Vec<i32> {
+        let rows = scene.farm.client().query(sql, &[&&tops[..]]).expect(sql);
+        rows.iter().map(|row| row.get(0)).collect()
+    };
+    let cached = ask("select isCachedBuild from Builds where id = any($1) order by isCachedBuild");
+    assert_eq!(cached, [0, 1], "{}", scene.hydrad.log());
+    // Each attempt is a row, and what they were resolved into is said once for each build.
+    let statuses =
+        ask("select status from BuildSteps where build = any($1) order by build, stepnr");
+    assert_eq!(statuses, [13, 3, 0, 13, 3, 0], "{}", scene.hydrad.log());
+    let mut command = scene.farm.command(&["log", &one[1].to_string()]);
+    assert_eq!(output_of(&mut command), "waiting\nopen");
+    // A failure has its log under what was built, too, and ends what depends on it.
+    let mut command = scene.farm.command(&["log", &one[2].to_string()]);
+    let log = output_of(&mut command);
+    assert!(
+        log.starts_with("failing ") && log.ends_with("-base"),
+        "{log}"
+    );
+    nix_finds(&scene, &tops);
+}
+
+#[test]
 fn a_machine_behind_ssh_builds_them() {
     let store = local_store();
     let far = FarMachine::new(&store, "builder");

@@ -3,7 +3,9 @@
 //!
 //! Asks the destination store; sends nothing to machines and writes no rows.
 
-use std::sync::Mutex;
+use std::collections::HashSet;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 use super::Context;
 use crate::base::lock::lock;
@@ -13,6 +15,7 @@ use crate::nix::derivation_hash::DrvHashes;
 use crate::nix::realisation::{self, OutputId};
 use crate::nix::Error;
 use crate::store::local::LocalStore;
+use crate::sys::kill::KillSwitch;
 
 /// Hashes of derivations that are remembered.
 const HASHES_MAX: usize = 200_000;
@@ -27,6 +30,21 @@ pub struct Resolution {
     enabled: bool,
     features: Features,
     hashes: Mutex<DrvHashes>,
+    building: Mutex<HashSet<Arc<str>>>,
+    one_ended: Condvar,
+}
+
+/// The right to build a derivation that steps were resolved into; given up when dropped.
+pub struct Claim<'a> {
+    resolution: &'a Resolution,
+    drv: Arc<str>,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        lock(&self.resolution.building).remove(&self.drv);
+        self.resolution.one_ended.notify_all();
+    }
 }
 
 impl Resolution {
@@ -34,8 +52,27 @@ impl Resolution {
         Resolution {
             enabled,
             features,
-            hashes: Mutex::default(),
+            ..Resolution::default()
         }
+    }
+
+    /// Waits until no other step builds what this one was resolved into, and then has the right to. (Such a wait is as long
+    /// as the other's run; then its outputs are found.) `None`: the run was ended meanwhile.
+    pub fn claim(&self, drv: &Arc<str>, kill: &KillSwitch) -> Option<Claim<'_>> {
+        const KILL_CHECK: Duration = Duration::from_millis(200);
+        let mut building = lock(&self.building);
+        while building.contains(drv) {
+            if kill.is_thrown() {
+                return None;
+            }
+            let waited = self.one_ended.wait_timeout(building, KILL_CHECK);
+            building = waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+        }
+        building.insert(drv.clone());
+        Some(Claim {
+            resolution: self,
+            drv: drv.clone(),
+        })
     }
 
     /// Why a derivation of this kind cannot be built here; `None` if it can.

@@ -323,6 +323,14 @@ impl Attempt<'_> {
         heartbeat::busy("reading the derivation");
         let mut work = self.read_derivation()?;
         self.announce(&work)?;
+        // Two steps may have been resolved into one: its log and its outputs are one's at a time.
+        let _claim = if work.ids.is_empty() {
+            None
+        } else {
+            heartbeat::idle("waiting for another step that is resolved into the same");
+            let claim = self.context.resolution.claim(&work.request, self.kill);
+            Some(claim.ok_or(Trouble::Killed)?)
+        };
         if let Some(outcome) = self.built_before(&mut work)? {
             return Ok(outcome);
         }
