@@ -424,7 +424,8 @@ fn run_command_has_hydras_document_environment_logs_and_rows() {
             &[],
         )
         .expect("rows");
-    let ends: Vec<(String, Option<i32>, Option<i32>, Option<i32>, Option<bool>)> = rows
+    type End = (String, Option<i32>, Option<i32>, Option<i32>, Option<bool>);
+    let ends: Vec<End> = rows
         .iter()
         .map(|row| (row.get(0), row.get(5), row.get(6), row.get(7), row.get(8)))
         .collect();
