@@ -338,3 +338,61 @@ fn a_full_disk_here_pauses_everything_and_one_on_a_machine_that_machine() {
         0
     );
 }
+
+#[test]
+fn a_machine_that_breaks_what_is_built_there_is_set_aside_and_fails_no_build() {
+    let site = Site::new(Pg::shared());
+    site.configure("retry_interval = 600\n");
+    site.machines(&[Site::stub("bad", 4, 9, "-"), Site::stub("good", 1, 1, "-")].concat());
+    // Not in Nix's message: it is found in the log.
+    let words = "cp: error writing '/build/x': No space left on device";
+    site.stubs.set("bad", &[("status", "3"), ("say", words)]);
+    let mut hydrad = site.start();
+    site.queue(&stub_jobs("j", 6, ""));
+    let line = hydrad.wait_log("will disable machine ‘bad’");
+    assert!(
+        line.contains(
+            "3 different steps failed there alike within an hour (no space left on device)"
+        ),
+        "{line}"
+    );
+    site.wait_all_finished(&mut hydrad);
+    site.assert_complete();
+    assert_eq!(
+        site.ask::<i64>("select count(*) from Builds where buildStatus <> 0"),
+        0
+    );
+    assert_eq!(site.ask::<i64>("select count(*) from FailedPaths"), 0);
+    let tries =
+        "select count(*) between 3 and 6 from BuildSteps where machine = 'bad' and status = 1";
+    assert!(site.ask::<bool>(tries));
+    let explained = told(&mut site.hydrad(&["explain", "bad"]).command());
+    assert!(
+        explained.text.contains("is set aside for")
+            && explained.text.contains("failed there alike"),
+        "{}",
+        explained.text
+    );
+
+    // One that says so of itself fails, after a second opinion and no more, and no machine suffers for it.
+    let site = Site::new(Pg::shared());
+    site.machines(&[Site::stub("m1", 1, 9, "-"), Site::stub("m2", 1, 1, "-")].concat());
+    site.stubs.set("all", &[("say", words)]);
+    let mut hydrad = site.start();
+    for name in ["own", "other", "third", "fourth"] {
+        site.queue(&stub_jobs(name, 1, "stubStatus = 3;"));
+        site.wait_all_finished(&mut hydrad);
+    }
+    assert_eq!(
+        site.ask::<i64>("select count(*) from Builds where buildStatus <> 1"),
+        0
+    );
+    let tries = "select string_agg(distinct machine, ' ' order by machine) || ' ' || count(*) from BuildSteps where status = 1";
+    assert_eq!(site.ask::<String>(tries), "m1 m2 8");
+    assert_eq!(site.ask::<i64>("select count(*) from FailedPaths"), 4);
+    assert!(
+        !hydrad.log().contains("will disable machine"),
+        "{}",
+        hydrad.log()
+    );
+}

@@ -333,7 +333,10 @@ impl Table {
 
     fn ended(&mut self, verb: &str, rest: &[&str]) -> Event {
         let status = BuildStatus::from_code(number(rest, "status", "1")).expect("a status");
-        let message: Box<str> = "it broke".into();
+        let message: Box<str> = match rest.contains(&"no-space") {
+            true => "cp: cannot write: No space left on device".into(),
+            false => "it broke".into(),
+        };
         let outcome = match verb {
             "built" => Outcome::Built {
                 output: Arc::default(),
@@ -1641,6 +1644,142 @@ why 12
     is ready since 0 s and waits for a machine of type x86_64-linux: nothing is started: only 5 MiB are free in /logs
 disk over
     #5 start three on b: run 3 for 12, announced [12], silent 3600 timeout 36000, wanted by 1
+"#,
+    );
+}
+
+#[test]
+fn steps_that_fail_alike_on_one_machine_go_elsewhere_and_set_it_aside() {
+    check(
+        r#"
+machines a:x86_64-linux:3:9 b:x86_64-linux:1:1
+builds 10:one 11:two 12:three
+    inspect one
+    inspect two
+    inspect three
+    page taken
+needs one x86_64-linux
+    #1 start one on a: run 1 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+needs two x86_64-linux
+    #2 start two on a: run 2 for 11, announced [11], silent 3600 timeout 36000, wanted by 1
+needs three x86_64-linux
+    #3 start three on a: run 3 for 12, announced [12], silent 3600 timeout 36000, wanted by 1
+fails one no-space cache
+    #4 finish run 1: failed, keep log
+    say warn: building ‘one’ failed on ‘a’ as if the machine were broken (no space left on device); another one is tried first: cp: cannot write: No space left on device
+    say info: will retry ‘one’ after 65s
+    #5 start one on b: run 4 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+fails two no-space cache
+    #6 finish run 2: failed, keep log
+    say warn: building ‘two’ failed on ‘a’ as if the machine were broken (no space left on device); another one is tried first: cp: cannot write: No space left on device
+    say info: will retry ‘two’ after 67s
+phase three building
+    #7 phase of run 3: building
+fails three no-space cache
+    say warn: will disable machine ‘a’ for 89s: 3 different steps failed there alike within an hour (no space left on device); make room there: `df -h /nix/store /tmp`, `nix-collect-garbage`; min-free in its nix.conf
+    #8 finish run 3: failed, keep log
+    say warn: building ‘three’ failed on ‘a’ as if the machine were broken (no space left on device); another one is tried first: cp: cannot write: No space left on device
+    say info: will retry ‘three’ after 64s
+explain machine a
+    is set aside for 1 min 29 s more after a failure: 3 different steps failed there alike within an hour (no space left on device); make room there: `df -h /nix/store /tmp`, `nix-collect-garbage`; min-free in its nix.conf; 0 of 3 slots in use, 0 ready steps it could do
+    system types x86_64-linux, features none, mandatory none, speed 9
+    0 steps done, on average - building and - copying
+    idle since 0 s
+    0 s ago: 3 different steps failed there alike within an hour (no space left on device); make room there: `df -h /nix/store /tmp`, `nix-collect-garbage`; min-free in its nix.conf
+built one
+    #9 finish run 4: succeeded
+    #10 succeed 10 in 10s
+    #11 start two on b: run 5 for 11, announced [11], silent 3600 timeout 36000, wanted by 1
+built two
+    #12 finish run 5: succeeded
+    #13 succeed 11 in 10s
+    #14 start three on b: run 6 for 12, announced [12], silent 3600 timeout 36000, wanted by 1
+why 12
+    is preparing on ‘b’ since 0 s
+built three
+    #15 finish run 6: succeeded
+    #16 succeed 12 in 10s
+wait 90s
+builds 13:four
+    inspect four
+    page taken
+needs four x86_64-linux
+    #17 start four on a: run 7 for 13, announced [13], silent 3600 timeout 36000, wanted by 1
+phase four building
+    #18 phase of run 7: building
+explain machine a
+    is tried with one step after a failure; 1 of 3 slots in use, 0 ready steps it could do
+    system types x86_64-linux, features none, mandatory none, speed 9
+    0 steps done, on average - building and - copying
+    ‘/nix/store/four.drv’ for build 13, started 0 s ago, is building on ‘a’ since 0 s
+    1 min 30 s ago: 3 different steps failed there alike within an hour (no space left on device); make room there: `df -h /nix/store /tmp`, `nix-collect-garbage`; min-free in its nix.conf
+built four
+    #19 finish run 7: succeeded
+    #20 succeed 13 in 10s
+explain machine a
+    takes steps; 0 of 3 slots in use, 0 ready steps it could do
+    system types x86_64-linux, features none, mandatory none, speed 9
+    1 steps done, on average 10.0 s building and 0.0 s copying
+    idle since 0 s
+    1 min 30 s ago: 3 different steps failed there alike within an hour (no space left on device); make room there: `df -h /nix/store /tmp`, `nix-collect-garbage`; min-free in its nix.conf
+"#,
+    );
+}
+
+#[test]
+fn a_step_that_fails_alike_on_two_machines_is_at_fault_itself() {
+    check(
+        r#"
+machines a:x86_64-linux:1:9 b:x86_64-linux:1:1
+builds 10:one
+    inspect one
+    page taken
+needs one x86_64-linux
+    #1 start one on a: run 1 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+fails one no-space cache
+    #2 finish run 1: failed, keep log
+    say warn: building ‘one’ failed on ‘a’ as if the machine were broken (no space left on device); another one is tried first: cp: cannot write: No space left on device
+    say info: will retry ‘one’ after 65s
+    #3 start one on b: run 2 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+fails one no-space cache
+    #4 finish run 2: failed, cache failure
+    #5 one failed in run 2, primary 10: 10 failed
+explain machine a
+    takes steps; 0 of 1 slots in use, 0 ready steps it could do
+    system types x86_64-linux, features none, mandatory none, speed 9
+    0 steps done, on average - building and - copying
+    idle since 0 s
+"#,
+    );
+}
+
+#[test]
+fn a_step_that_looks_like_a_broken_machine_has_three_tries_where_there_is_one() {
+    check(
+        r#"
+machines a:x86_64-linux:1
+builds 10:one
+    inspect one
+    page taken
+needs one x86_64-linux
+    #1 start one on a: run 1 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+fails one no-space cache
+    #2 finish run 1: failed, keep log
+    say warn: building ‘one’ failed on ‘a’ as if the machine were broken (no space left on device); another one is tried first: cp: cannot write: No space left on device
+    say info: will retry ‘one’ after 65s
+why 10
+    is tried again in 1 min 5 s (failed tries: 1), after an error on ‘a’: cp: cannot write: No space left on device
+wait 70s
+    #3 start one on a: run 2 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+fails one no-space cache
+    #4 finish run 2: failed, keep log
+    say warn: building ‘one’ failed on ‘a’ as if the machine were broken (no space left on device); another one is tried first: cp: cannot write: No space left on device
+    say info: will retry ‘one’ after 187s
+wait 190s
+    #5 start one on a: run 3 for 10, announced [10], silent 3600 timeout 36000, wanted by 1
+fails one no-space cache
+    #6 finish run 3: failed
+    #7 one failed in run 3, primary 10: 10 failed
 "#,
     );
 }

@@ -13,6 +13,7 @@ use super::holds::Gate;
 use super::ingest::{limit, limit_secs};
 use super::machines::{growing_ms, jitter_ms, Machines, StepTime};
 use super::runs::Run;
+use super::suspicion::{Suspicion, TRIES_MAX};
 use super::{Plan, Timer};
 use crate::model::{BuildId, BuildStatus, MachineId, Phase, RunId, Ticket};
 
@@ -56,6 +57,7 @@ impl Plan {
             // Half a failure or a drop: some runnable steps may be wanted by nobody. The next turn goes on.
             return false;
         }
+        self.choose_elsewhere(starting);
         for _ in 0..STARTS_PER_TURN {
             if self.index.runnable_steps == 0 || !self.writer_keeps_up() {
                 return false;
@@ -192,7 +194,14 @@ impl Plan {
         run.holds_slot &= !leaves;
         if phase >= Phase::Building {
             self.moves();
-            self.machines.works(machine, now);
+            // One that breaks what is built there gets as far as this too.
+            if self
+                .machines
+                .get(machine)
+                .is_some_and(|m| m.broken.is_none())
+            {
+                self.machines.works(machine, now);
+            }
         }
         if leaves {
             self.machines.vacate(machine, now);
@@ -246,6 +255,7 @@ impl Plan {
             output: None,
         };
         let again = self.graph.is_wanted(step);
+        let suspicion = self.suspect(&run, &end.outcome);
         match end.outcome {
             Outcome::Built {
                 output,
@@ -271,11 +281,17 @@ impl Plan {
                 times_built,
                 non_deterministic,
             } => {
-                self.machine_works(&run);
-                self.count_step(&run, &finish);
-                finish.status = failed_status(status);
+                self.note_end(&run, suspicion);
                 finish.times_built = times_built;
                 finish.non_deterministic = non_deterministic;
+                if suspicion != Suspicion::OfTheStep {
+                    // Final or not: nothing is known of the step yet, so nothing is remembered of its outputs.
+                    let tries_max = self.settings.tries_max.min(TRIES_MAX);
+                    self.try_again(&run, finish, status, message, suspicion, tries_max);
+                    return;
+                }
+                self.count_step(&run, &finish);
+                finish.status = failed_status(status);
                 finish.cache_failure = can_cache;
                 self.fail_run(&run, finish, message);
             }
@@ -308,54 +324,15 @@ impl Plan {
                 self.again(step);
             }
             Outcome::Transient { status, message } => {
-                self.machine_works(&run);
-                let slot = self.graph.step_mut(step);
-                slot.tries = slot.tries.saturating_add(1);
-                let tries = u32::from(slot.tries);
-                finish.status = failed_status(status);
-                if tries >= self.settings.tries_max.min(u32::from(u8::MAX)) || !again {
-                    self.count_step(&run, &finish);
-                    self.fail_run(&run, finish, message);
-                    return;
-                }
-                finish.message = row_message(finish.status, &message);
-                finish.keep_attempt_log = true;
-                self.record(Record::FinishStep(finish));
-                self.totals.retries += 1;
-                self.totals.tries_most = self.totals.tries_most.max(tries);
-                let delay = growing_ms(&self.settings, tries)
-                    + jitter_ms(&self.settings, 10, &mut self.random);
-                let text = format!(
-                    "possibly transient failure building ‘{}’ on ‘{}’: {message}",
-                    self.graph.drv(step),
-                    self.machine_name(run.machine)
-                );
-                self.say(Level::Warn, text);
-                self.note_trouble(step, Some(run.machine), &message);
-                self.defer(step, delay);
+                self.note_end(&run, suspicion);
+                let tries_max = self.settings.tries_max;
+                self.try_again(&run, finish, status, message, suspicion, tries_max);
             }
             Outcome::MachineFault { message } => {
                 finish.message = row_message(finish.status, &message);
                 finish.keep_attempt_log = again;
                 self.record(Record::FinishStep(finish));
-                let (times, aside) = self.machines.fault(
-                    run.machine,
-                    &message,
-                    &self.settings,
-                    &mut self.random,
-                    now,
-                );
-                for at in times {
-                    self.timers.push(Reverse((at, Timer::Machine(run.machine))));
-                }
-                if let Some(delay) = aside {
-                    let name = self.machine_name(run.machine);
-                    let text = format!(
-                        "will disable machine ‘{name}’ for {}s: {message}",
-                        delay / 1000
-                    );
-                    self.say(Level::Warn, text);
-                }
+                self.set_aside(run.machine, &message);
                 self.note_trouble(step, Some(run.machine), &message);
                 self.again(step);
             }
@@ -415,6 +392,78 @@ impl Plan {
                     },
                 );
             }
+        }
+    }
+
+    /// The builder ran to its end. Unless that looks like the machine's fault, it shows that the machine works.
+    fn note_end(&mut self, run: &Run, suspicion: Suspicion) {
+        match suspicion {
+            Suspicion::OfTheStep => self.machine_works(run),
+            Suspicion::OfTheMachine(_) => self.moves(),
+        }
+    }
+
+    /// A failure that another try may cure; after so many it is final.
+    fn try_again(
+        &mut self,
+        run: &Run,
+        mut finish: FinishStep,
+        status: BuildStatus,
+        message: Box<str>,
+        suspicion: Suspicion,
+        tries_max: u32,
+    ) {
+        let step = run.step;
+        let slot = self.graph.step_mut(step);
+        slot.tries = slot.tries.saturating_add(1);
+        let tries = u32::from(slot.tries);
+        finish.status = failed_status(status);
+        if tries >= tries_max.min(u32::from(u8::MAX)) || !self.graph.is_wanted(step) {
+            self.count_step(run, &finish);
+            self.fail_run(run, finish, message);
+            return;
+        }
+        finish.message = row_message(finish.status, &message);
+        finish.keep_attempt_log = true;
+        self.record(Record::FinishStep(finish));
+        self.totals.retries += 1;
+        self.totals.tries_most = self.totals.tries_most.max(tries);
+        let delay =
+            growing_ms(&self.settings, tries) + jitter_ms(&self.settings, 10, &mut self.random);
+        let (drv, name) = (self.graph.drv(step), self.machine_name(run.machine));
+        let text = match suspicion {
+            Suspicion::OfTheStep => {
+                format!("possibly transient failure building ‘{drv}’ on ‘{name}’: {message}")
+            }
+            Suspicion::OfTheMachine(signature) => format!(
+                "building ‘{drv}’ failed on ‘{name}’ as if the machine were broken ({}); another one is tried first: {message}",
+                signature.words()
+            ),
+        };
+        self.say(Level::Warn, text);
+        self.note_trouble(step, Some(run.machine), &message);
+        self.defer(step, delay);
+        if suspicion != Suspicion::OfTheStep {
+            self.seek_another(step, run.machine);
+        }
+    }
+
+    /// A machine has had a fault and takes nothing for a while.
+    pub(super) fn set_aside(&mut self, machine: u32, message: &str) {
+        let now = self.now;
+        let (times, aside) =
+            self.machines
+                .fault(machine, message, &self.settings, &mut self.random, now);
+        for at in times {
+            self.timers.push(Reverse((at, Timer::Machine(machine))));
+        }
+        if let Some(delay) = aside {
+            let name = self.machine_name(machine);
+            let text = format!(
+                "will disable machine ‘{name}’ for {}s: {message}",
+                delay / 1000
+            );
+            self.say(Level::Warn, text);
         }
     }
 

@@ -12,6 +12,8 @@ use std::collections::{BTreeSet, VecDeque};
 use super::event::{MachineOrder, MachineSpec, OrderState, PlanSettings};
 use super::explanation::Standing;
 use super::index::Class;
+use super::signature::Signature;
+use super::suspicion::{forget_old, Suspect};
 use super::PhaseMs;
 use crate::base::bits::Bits;
 use crate::base::random::Random;
@@ -120,6 +122,10 @@ pub struct Machine {
     pub last_error: Option<Box<str>>,
     /// An operator's order that keeps it from taking steps.
     pub order: Option<MachineOrder>,
+    /// Steps that failed there as if it were broken; each at most once, the newest at the end.
+    suspects: Vec<Suspect>,
+    /// Set aside because of them: only a step that does not fail so shows that it works.
+    pub broken: Option<Signature>,
     /// It has too little room: since when, and how little.
     pub short: Option<(Millis, Box<str>)>,
     /// The last few, the newest at the end; not forgotten when it works again.
@@ -313,6 +319,8 @@ impl Machines {
                         until: Millis(0),
                         last_error: None,
                         order: None,
+                        suspects: Vec::new(),
+                        broken: None,
                         short: None,
                         errors: VecDeque::new(),
                         probe: None,
@@ -629,9 +637,55 @@ impl Machines {
         }
     }
 
+    /// A step failed there as if the machine were broken. How many different ones did so alike, not long ago?
+    pub fn accuse(&mut self, at: u32, suspect: Suspect) -> usize {
+        let suspects = &mut self.get_mut(at).suspects;
+        suspects.retain(|known| known.drv != suspect.drv);
+        forget_old(suspects, suspect.at);
+        let signature = suspect.signature;
+        suspects.push(suspect);
+        let alike = suspects.iter().filter(|known| known.signature == signature);
+        alike.count()
+    }
+
+    /// The step failed alike on another machine than `at`: then it speaks against that one no more. False if it did not.
+    pub fn acquit(&mut self, at: u32, signature: Signature, drv: &str) -> bool {
+        let mut others = self.machines.iter_mut().flatten();
+        let alike = |known: &Suspect| known.signature == signature && *known.drv == *drv;
+        let found = others.find_map(|machine| {
+            let place = machine.suspects.iter().position(alike)?;
+            (machine.spec.id.0 != at).then_some((machine, place))
+        });
+        let Some((machine, place)) = found else {
+            return false;
+        };
+        machine.suspects.remove(place);
+        true
+    }
+
+    /// It is set aside because of such steps.
+    pub fn breaks(&mut self, at: u32, signature: Signature) {
+        self.get_mut(at).broken = Some(signature);
+    }
+
+    /// The best machine in good standing, other than one, that would take a step of this class now.
+    pub fn best_but(&self, avoid: u32, class: u32) -> Option<u32> {
+        let kinds = self.kinds.iter().filter(|kind| kind.classes.has(class));
+        let good = |key: &Key| {
+            let machine = machine_of(*key);
+            machine != avoid
+                && self
+                    .get(machine)
+                    .is_some_and(|machine| machine.failures == 0)
+        };
+        let best = kinds.flat_map(|kind| kind.free.keys()).filter(good).min();
+        best.map(machine_of)
+    }
+
     /// A run has shown that the machine works.
     pub fn works(&mut self, at: u32, now: Millis) {
         let machine = self.get_mut(at);
+        machine.broken = None;
         if machine.failures > 0 {
             machine.failures = 0;
             machine.until = Millis(0);

@@ -21,6 +21,7 @@
 //! | `explain`, `explanation` | counts, and why a build does not build |
 //! | `listing` | steps one by one, for those who look |
 //! | `signature` | what a broken machine makes builds say |
+//! | `suspicion` | steps that fail as if their machine were broken |
 //! | `standstill` | a queue that does not move says so |
 //! | `invariants` | what must always hold |
 //! | `oracle` | Hydra's order written down plainly, to test against |
@@ -59,6 +60,7 @@ mod shares;
 pub mod signature;
 pub mod simulation;
 mod standstill;
+mod suspicion;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
@@ -78,6 +80,7 @@ use self::machines::Machines;
 use self::runs::Runs;
 use self::shares::Jobsets;
 use self::standstill::Standstill;
+use self::suspicion::Elsewhere;
 use crate::base::hash::FixedMap;
 use crate::base::random::Random;
 use crate::model::{Millis, Phase, RunId, Ticket};
@@ -186,6 +189,8 @@ pub struct Plan {
     holds: BTreeMap<Hold, Held>,
     /// By step; for explanations alone.
     troubles: FixedMap<u32, Trouble>,
+    /// Deferred steps that another machine may have at once.
+    elsewhere: Vec<Elsewhere>,
     /// There may be more to start.
     placing: bool,
     standstill: Standstill,
@@ -241,6 +246,7 @@ impl Plan {
             following: false,
             holds: BTreeMap::new(),
             troubles: FixedMap::default(),
+            elsewhere: Vec::new(),
             placing: false,
             standstill: Standstill::default(),
             audited: false,

@@ -26,6 +26,7 @@ use crate::nix::realisation::{self, OutputId};
 use crate::nix::{store_path, ValidPathInfo};
 use crate::plan::action::Start;
 use crate::plan::event::{Event, Outcome, RunEnd};
+use crate::plan::signature;
 use crate::store::destination::{TakeError, Trouble as DestTrouble};
 use crate::store::local::PathMeta;
 use crate::sys::child::plain_error;
@@ -41,6 +42,8 @@ use crate::wire::{BuildOptions, BuildResult, ResultStatus as NixStatus, ServePat
 const REMOTE_LOG_SILENCE: Duration = Duration::from_millis(50);
 /// How long a step waits for a free query connection before it sends everything that is missing.
 const QUERY_PATIENCE: Duration = Duration::from_secs(30);
+/// Lines at the end of a failed build's log in which is looked for what a broken machine says.
+const LOG_LINES_JUDGED: usize = 20;
 /// How long a waiting thread goes without looking at its kill switch.
 const KILL_CHECK: Duration = Duration::from_millis(200);
 
@@ -1068,8 +1071,9 @@ impl Attempt<'_> {
             | NixStatus::ResolvesToAlreadyValid => true,
             status => {
                 self.end_log(&connection)?;
+                let log = connection.pipes.stderr_tail();
                 self.machine.give_back(connection);
-                return self.failure(work, status, &result);
+                return self.failure(work, status, &result, &log);
             }
         };
         self.take_paths(work, &result)?;
@@ -1161,8 +1165,9 @@ impl Attempt<'_> {
         work: &Work,
         status: NixStatus,
         result: &BuildResult,
+        log: &str,
     ) -> Result<Outcome, Stop> {
-        let message = result.message.clone();
+        let message = with_end_of_log(&result.message, log);
         let non_deterministic = result.non_deterministic;
         let times_built = u32::try_from(result.times_built).unwrap_or(u32::MAX);
         let own = |status: BuildStatus, can_cache: bool| Outcome::Failed {
@@ -1306,6 +1311,19 @@ fn failed(status: BuildStatus, message: String, can_cache: bool) -> Outcome {
 /// Says a derivation of itself. (Hydra looks at this variable, by this name.)
 fn is_deterministic(work: &Work) -> bool {
     work.drv.env_var("isDetermistic") == Some(b"1")
+}
+
+/// Nix's message, and the end of the build's log where that looks as if the machine were broken and the message does not
+/// say so. (Since 2.4 Nix itself quotes the log, but not of every failure.)
+fn with_end_of_log(message: &str, log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    let end = lines[lines.len().saturating_sub(LOG_LINES_JUDGED)..].join("\n");
+    match signature::classify(message).or_else(|| signature::classify(&end)) {
+        Some(_) if signature::classify(message).is_none() => {
+            format!("{message}; its log ends:\n{end}")
+        }
+        _ => message.to_owned(),
+    }
 }
 
 /// The paths that are not among the valid ones, in the same order.

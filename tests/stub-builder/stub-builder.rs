@@ -12,6 +12,7 @@
 //! | `seconds` | how long a build takes (a fraction is allowed); the derivation's `stubSeconds` goes first |
 //! | `status` | BuildResult status to answer (0); the derivation's `stubStatus` goes first |
 //! | `kib` | size of an output in KiB (a line of text); `stubKiB` goes first |
+//! | `say` | a further line of every build's log |
 //! | `lines` | lines of log a build writes (1); `stubLogLines` goes first |
 //! | `valid` | `all`, or `imported`: only what this connection was sent or has built |
 //! | `data` | `own`, or `other`: what is dumped is not what the path's hash was told for |
@@ -250,6 +251,9 @@ impl Stub {
             .map_or(1, |v| v as u64)
         {
             eprintln!("stub line {} of {drv}", line + 1);
+        }
+        if let Some(words) = knob(&self.host, "say") {
+            eprintln!("{words}");
         }
         self.fault("build")?;
         if let Some(gate) = knob(&self.host, "gate") {

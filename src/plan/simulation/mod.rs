@@ -1101,7 +1101,11 @@ impl World {
             ),
             Phase::Building => match fate {
                 Fate::Fails { status, can_cache } => {
-                    let message = "builder failed with exit code 1".into();
+                    // Some say of themselves what broken machines make others say.
+                    let message = match step % 3 {
+                        0 => "builder failed: no space left on device".into(),
+                        _ => "builder failed with exit code 1".into(),
+                    };
                     let failed = Outcome::Failed {
                         status,
                         message,
