@@ -382,3 +382,81 @@ fn what_an_operator_ordered() {
     assert_eq!(rows[1], "m2 0 ");
     site.assert_complete();
 }
+
+#[test]
+fn the_database_is_away_and_then_a_disk_is_nearly_full() {
+    let pg = Pg::start();
+    let site = Site::with_db(pg.db());
+    let port = common::free_port();
+    site.configure(&format!(
+        "status_address = 127.0.0.1:{port}\nfree_space_interval = 1\n"
+    ));
+    site.machines(&Site::stub("m1", 1, 1, "-"));
+    let gate = Gate::new();
+    let path = gate.path();
+    site.stubs
+        .set("m1", &[("gate", path.to_str().expect("text"))]);
+    let mut hydrad = site.start();
+    let jobs = site.queue(&stub_jobs("j", 3, ""));
+    hydrad.eventually("a build should stand at the gate", || {
+        (gate.waiting() == 1).then_some(())
+    });
+    // The second one may be on its way before anybody notices.
+    let third = jobs[2].to_string();
+
+    // The way of the question is what is broken, so it goes another one.
+    pg.stop_server();
+    let mut gate = gate;
+    gate.open();
+    hydrad.wait_log("the database is away");
+    let mut last = String::new();
+    hydrad.eventually("explain should say that the database is away", || {
+        let told = told(&mut site.hydrad(&["explain", &third]).command());
+        last = format!("{}{}", told.text, told.errors);
+        let words = [
+            "nothing is started: PostgreSQL is away: ",
+            "the database cannot be asked: ",
+            &format!("asked at http://127.0.0.1:{port} instead"),
+        ];
+        (told.code == 0 && words.iter().all(|word| last.contains(word))).then_some(())
+    });
+    let json = told(&mut site.hydrad(&["explain", "--json", &third]).command());
+    let json: Value = serde_json::from_str(&json.text).expect("JSON");
+    assert_eq!(state(&json), "held");
+    assert_eq!(json["now"]["step"]["holds"][0]["hold"], "database-away");
+    let machine = told(&mut site.hydrad(&["explain", "m1"]).command());
+    assert!(machine.text.contains("machine ‘m1’: "), "{}", machine.text);
+    pg.start_server();
+    wait_finished(&site, &mut hydrad, &jobs);
+
+    // More room is wanted than any disk has; what is free is asked of the real one.
+    site.configure(&format!(
+        "status_address = 127.0.0.1:{port}\nfree_space_interval = 1\nmin_free_space = 1000000T\n"
+    ));
+    hydrad.hang_up();
+    hydrad.wait_log("nothing is started until there is more room");
+    let later = site.queue(&stub_jobs("k", 1, ""))[0];
+    let json = explains(
+        &site,
+        &mut hydrad,
+        &later.to_string(),
+        &["nothing is started: only ", "less than min_free_space ("],
+    );
+    assert_eq!(state(&json), "held");
+    site.configure("min_free_space = 0\n");
+    hydrad.hang_up();
+    wait_finished(&site, &mut hydrad, &[later]);
+    hydrad.terminate();
+
+    // Nobody is there: the command says so, and what it tried.
+    pg.stop_server();
+    let alone = told(&mut site.hydrad(&["explain", "1"]).command());
+    assert_eq!(alone.code, 2, "{}", alone.text);
+    assert!(
+        alone.errors.contains("the database cannot be asked: ")
+            && alone.errors.contains("status_address = none"),
+        "{}",
+        alone.errors
+    );
+    pg.start_server();
+}

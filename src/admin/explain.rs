@@ -3,11 +3,12 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{bail, Result};
 use postgres::Client;
 use serde_json::Value;
 
 use super::connect::{environment, StateArgs};
+use super::over_http;
 use crate::db::{questions, DbTarget};
 use crate::model::BuildId;
 use crate::plan::explanation::Subject;
@@ -32,7 +33,7 @@ const APPLICATION: &str = "hydrad-explain";
 ///   hydrad explain 1234 --json | jq .now.step.at.state
 ///
 /// Asks the running queue runner through the database, so this works on any host that reaches it;
-/// if none answers, what the tables tell is shown. Exit code: 0 when there is such a thing, 1 when
+/// if that is away, at `status_address`; if none answers, what the tables tell is shown. Exit code: 0 when there is such a thing, 1 when
 /// there is not or no queue runner answered.
 #[derive(clap::Args, Debug)]
 #[command(verbatim_doc_comment)]
@@ -56,16 +57,36 @@ pub fn run(args: &ExplainArgs) -> Result<ExitCode> {
         let store = LocalStore::from_env(&environment, &settings.nix_daemon_program);
         store.dir().join(base)
     });
-    let mut client = target.connect(APPLICATION)?;
-    let (told, why_not) = ask(&target, &mut client, &explain::question(&subject));
+    let (told, client, mut why_not) = match target.connect(APPLICATION) {
+        Ok(mut client) => {
+            let (told, why_not) = ask(&target, &mut client, &explain::question(&subject));
+            (told, Ok(client), why_not)
+        }
+        Err(error) => {
+            let why_not = format!("the database cannot be asked: {error}");
+            (None, Err(error), Some(why_not))
+        }
+    };
+    // The way through the database is not there, or nobody listens at its end: perhaps the queue runner itself is.
+    let told = told.or_else(|| {
+        let address = settings.status_address.as_ref();
+        let (answer, more) = match over_http::explain(address, &subject) {
+            Ok((answer, base)) => (Some(answer), format!("asked at {base} instead")),
+            Err(why) => (None, why),
+        };
+        let why_not = why_not.get_or_insert_with(String::new);
+        *why_not = format!("{why_not}; {more}");
+        answer
+    });
     let answered = told.is_some();
-    let answer = match told {
-        Some(answer) => answer,
-        None => {
+    let answer = match (told, client) {
+        (Some(answer), _) => answer,
+        (None, Ok(mut client)) => {
             let past = explain::past(&mut client, &subject);
             let logs = LogStore::reader(&settings.data_dir);
             explain::answer_json(&subject, None, Some(past), &logs, false)
         }
+        (None, Err(_)) => bail!("{}", why_not.unwrap_or_default()),
     };
     if args.json {
         println!("{answer}");
@@ -74,7 +95,10 @@ pub fn run(args: &ExplainArgs) -> Result<ExitCode> {
             println!("{}", line.as_str().unwrap_or_default());
         }
         if let Some(why_not) = why_not {
-            eprintln!("hydrad: {why_not}; this is what the tables tell");
+            match answered {
+                true => eprintln!("hydrad: {why_not}"),
+                false => eprintln!("hydrad: {why_not}; this is what the tables tell"),
+            }
         }
     }
     Ok(if answered && answer["known"] == true {

@@ -14,6 +14,7 @@ pub mod log;
 pub mod machines;
 pub mod notifications;
 pub mod orders;
+pub mod over_http;
 pub mod queued;
 pub mod serve;
 pub mod simulate;

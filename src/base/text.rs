@@ -85,6 +85,21 @@ pub fn percent_decoded(text: &str) -> Result<String, &'static str> {
     String::from_utf8(out).map_err(|_| "percent-encoded bytes are not UTF-8")
 }
 
+/// Everything but letters, digits and `-._~` (and `/`, if that is to be kept) as `%XX`.
+pub fn percent_encoded(text: &str, keep_slashes: bool) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                out.push(char::from(byte));
+            }
+            b'/' if keep_slashes => out.push('/'),
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
+
 /// Bytes as an operator writes them in a setting: `512 MiB`, `1.5 GiB`.
 pub fn bytes_text(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];

@@ -48,7 +48,7 @@ pub use recorder::{Answer, Recorder, Told};
 pub use s3::{S3Auth, S3Server, S3User};
 pub use said::{said, Said};
 pub use site::{stub_jobs, system, Site};
-pub use sshd::{SshConfig, Sshd};
+pub use sshd::{free_port, SshConfig, Sshd};
 pub use stub::StubBuilders;
 pub use tls::{Authority, Certificate};
 pub use unreliable::{Spoil, Unreliable};

@@ -8,6 +8,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
 use super::credentials::Credentials;
+use crate::base::text::percent_encoded;
 use crate::nix::hash::{hex_encode, sha256, Sha256Hash};
 
 /// A request to be signed. `headers` are all that are signed, names in lower case; `host` is among them.
@@ -65,31 +66,23 @@ fn hmac(key: &[u8], data: &[u8]) -> Sha256Hash {
 
 /// A path as S3 wants it in address and signature: everything but letters, digits and `-._~/` is percent-encoded.
 pub fn encode_path(path: &str) -> String {
-    encode(path, true)
+    percent_encoded(path, true)
 }
 
 /// A query as S3 wants it: sorted, encoded, an absent value written as an empty one.
 pub fn encode_query(pairs: &[(&str, &str)]) -> String {
     let mut pairs: Vec<String> = pairs
         .iter()
-        .map(|(name, value)| format!("{}={}", encode(name, false), encode(value, false)))
+        .map(|(name, value)| {
+            format!(
+                "{}={}",
+                percent_encoded(name, false),
+                percent_encoded(value, false)
+            )
+        })
         .collect();
     pairs.sort();
     pairs.join("&")
-}
-
-fn encode(text: &str, keep_slashes: bool) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                out.push(char::from(byte));
-            }
-            b'/' if keep_slashes => out.push('/'),
-            _ => out.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    out
 }
 
 #[cfg(test)]
