@@ -290,6 +290,28 @@ fn a_machine_behind_ssh_builds_them() {
 }
 
 #[test]
+fn a_machine_without_the_feature_is_at_fault_and_not_the_build() {
+    let store = local_store();
+    let far = FarMachine::new(&store, "builder");
+    let farm = Farm::new(&store).with_machines(&machine("builder"));
+    let mut hydrad = farm.run(&far.env());
+    hydrad.wait_log("ready: ");
+    let file = farm.dir().file("jobs.nix", &jobs("one"), store.owner());
+    let builds = farm.enqueue(&[file.to_str().unwrap()]);
+    let failed = "select exists (select 1 from BuildSteps where status = 3)";
+    hydrad.wait_sql(&farm.db, failed);
+    let sql = "select errorMsg from BuildSteps where status = 3 order by stepnr limit 1";
+    let message: String = farm.client().query_one(sql, &[]).expect(sql).get(0);
+    assert!(message.contains("ca-derivations"), "{message}");
+    println!("{message}");
+    // This host can.
+    let farm = farm.with_machines(&machine("localhost"));
+    hydrad.hang_up();
+    farm.wait_ended(&mut hydrad, &builds);
+    assert_eq!(farm.statuses(&builds), [Some(0); 5], "{}", hydrad.log());
+}
+
+#[test]
 fn a_binary_cache_tells_a_store_that_requires_signatures_where_their_outputs_are() {
     let store = local_store();
     let far = FarMachine::new(&store, "builder");
@@ -491,11 +513,28 @@ fn repetitions(scene: &Scene, builds: &[i32]) -> Vec<String> {
     rows.iter().map(|row| row.get(0)).collect()
 }
 
+/// What becomes of these jobs with two repetitions, on a machine of this name.
+fn repeated(
+    store: NixStore,
+    conf: &str,
+    machine: &str,
+    env: &[(String, String)],
+) -> (Scene, Vec<String>) {
+    const CONF: &str = "xxx-jobset-repeats = manual:other:3 manual:manual:2\n";
+    let line = format!("{machine} {} - 2 1 - -\n", common::system());
+    let farm = Farm::new(&store)
+        .with_conf(CONF)
+        .with_conf(conf)
+        .with_machines(&line);
+    let mut scene = Scene::new(store, farm, env);
+    let builds = scene.build(REPEATED);
+    let found = repetitions(&scene, &builds);
+    (scene, found)
+}
+
 #[test]
 fn builds_are_repeated_where_the_machine_can() {
-    const CONF: &str = "xxx-jobset-repeats = manual:other:3 manual:manual:2\n";
-    let plain = |name: &str| format!("{name} {} - 2 1 - -\n", common::system());
-    let twice = [
+    let expected = [
         "a_same 0 0 times 3 false",
         // The first difference is enough; it fails what says of itself that there is none.
         "b_random 0 0 times 2 true",
@@ -503,46 +542,24 @@ fn builds_are_repeated_where_the_machine_can() {
         "d_true 0 0 times 3 false",
     ];
     let store = NixStore::owned_by(RunAs::Unprivileged);
-    let farm = Farm::new(&store)
-        .with_conf(CONF)
-        .with_machines(&plain("localhost"));
-    let mut scene = Scene::new(store, farm, &[]);
-    let builds = scene.build(REPEATED);
-    assert_eq!(
-        repetitions(&scene, &builds),
-        twice,
-        "{}",
-        scene.hydrad.log()
-    );
+    let (scene, found) = repeated(store, "", "localhost", &[]);
+    assert_eq!(found, expected, "{}", scene.hydrad.log());
 
     let store = NixStore::owned_by(RunAs::Unprivileged);
     let far = FarMachine::new(&store, "builder");
-    let farm = Farm::new(&store)
-        .with_conf(CONF)
-        .with_machines(&plain("builder"));
-    let mut scene = Scene::new(store, farm, &far.env());
-    let builds = scene.build(REPEATED);
-    assert_eq!(
-        repetitions(&scene, &builds),
-        twice,
-        "{}",
-        scene.hydrad.log()
-    );
+    let (scene, found) = repeated(store, "", "builder", &far.env());
+    assert_eq!(found, expected, "{}", scene.hydrad.log());
 
     // A Nix that says it is newer is not asked to.
     let store = NixStore::owned_by(RunAs::Unprivileged);
     let newer = "#!/bin/sh\n[ \"$1\" = --version ] && exec echo 'nix-store (Nix) 2.13.0'\nexec nix-store \"$@\"\n";
     let newer = store.dir().file("newer", newer, store.owner());
     fs::set_permissions(&newer, fs::Permissions::from_mode(0o755)).unwrap();
-    let conf = format!("{CONF}nix_store_program = {}\n", newer.display());
-    let farm = Farm::new(&store)
-        .with_conf(&conf)
-        .with_machines(&plain("localhost"));
-    let mut scene = Scene::new(store, farm, &[]);
-    let builds = scene.build(REPEATED);
+    let conf = format!("nix_store_program = {}\n", newer.display());
+    let (scene, found) = repeated(store, &conf, "localhost", &[]);
     let once = ["a_same", "b_random", "c_declared", "d_true"];
     let once = once.map(|job| format!("{job} 0 0 times 1 -"));
-    assert_eq!(repetitions(&scene, &builds), once, "{}", scene.hydrad.log());
+    assert_eq!(found, once, "{}", scene.hydrad.log());
     let told = "'localhost' has nix-store (Nix) 2.13.0, which cannot build a step again";
     assert!(scene.hydrad.log().contains(told), "{}", scene.hydrad.log());
 }
