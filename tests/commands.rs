@@ -734,11 +734,11 @@ fn run_says_why_it_does_not_start() {
     away.ends_with(2).complains(&["is PostgreSQL running"]);
     let bare = said(&mut site.hydrad(&["run"]).db(&Pg::shared().empty_db()).command());
     bare.ends_with(2).complains(&["hydrad init"]);
-    site.configure("store_uri = ssh://elsewhere\n");
+    site.configure("store_uri = nonsense://elsewhere\n");
     hydrad(&site, &["run"]).ends_with(2).complains(&[
-        "store_uri = ssh://elsewhere",
-        "local store",
-        "file:///",
+        "store_uri = nonsense://elsewhere",
+        "nix path-info",
+        "open Nix store",
     ]);
     site.configure("max_tries = 0\nsend_timeout = soon\n");
     hydrad(&site, &["run"]).ends_with(2).complains(&[

@@ -595,3 +595,44 @@ fn what_others_did_to_the_cache_is_seen_once_it_is_forgotten_or_missed() {
     assert_eq!(page["store"]["narWrite"], counted["narWrite"], "{page}");
     assert_eq!(page["s3"], serde_json::json!({}));
 }
+
+#[test]
+fn any_other_store_is_written_through_nix_copy_and_its_errors_are_told() {
+    let store = NixStore::owned_by(RunAs::Unprivileged);
+    let dir = TestDir::new(store.owner());
+    dir.sub("other", store.owner());
+    let uri = format!(
+        "local?root={}&store={}",
+        dir.join("other").display(),
+        store.store_dir().display()
+    );
+    let lib = r#"lib = mk "lib" { } ''echo lib > $out'';"#;
+    let lib_drv = job(&store, "lib", "", "echo lib > $out");
+    let top_drv = job(&store, "top", lib, "cat $lib > $out; echo $lib >> $out");
+    // One input is in the local store only, and is copied before its dependent starts.
+    let lib = store.build(&lib_drv).remove(0);
+    let far = FarMachine::new(&store, "builder");
+    let farm = Farm::new(&store)
+        .with_conf(&format!("store_uri = {uri}\nretry_interval = 1\n"))
+        .with_machines(&machine_line("builder", 1));
+    let mut hydrad = farm.run(&far.env());
+    hydrad.wait_log("(through `nix copy`)");
+    let top = build(&farm, &mut hydrad, &top_drv);
+    assert_eq!(farm.statuses(&[top]), [Some(0)], "{}", hydrad.log());
+    let top = store.outputs(&top_drv).remove(0);
+    for path in [&lib, &top] {
+        let mut check = store.command("nix");
+        check.args(["path-info", "--store", &uri, path]);
+        assert_eq!(output_of(&mut check), *path);
+    }
+    assert!(hydrad.terminate().success());
+
+    let farm = farm.with_conf("store_uri = nonsense://x\n");
+    let refused = farm.command(&["run"]).output().expect("start hydrad");
+    let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(2), "{words}");
+    assert!(
+        words.contains("store_uri = nonsense://x") && words.contains("open Nix store"),
+        "{words}"
+    );
+}

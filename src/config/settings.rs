@@ -200,7 +200,7 @@ pub const DEFINITIONS: &[Definition] = &[
     used("store_uri", Kind::Text, "",
         "The destination store, into which outputs go. Not set: the local store. `file:///DIR` is a \
          binary cache in a folder; its parameters (`?secret-key=FILE&compression=zstd`) are in the \
-         manual."),
+         manual. Whatever else it names (`ssh://HOST`, ...) is written through `nix copy`."),
     used("narinfo-cache-positive-ttl", Kind::Seconds, "3600",
         "For how long a path that was found in the binary cache of store_uri is believed to be \
          there. What is missed on use is forgotten at once."),

@@ -590,6 +590,7 @@ fn manner(settings: &Settings, writes: bool) -> Manner {
         },
         uploads_max: settings.max_local_worker_threads as usize,
         staging: settings.data_dir.join("queue-runner").join("staging"),
+        copy_max: settings.deadlines.substitute_idle,
         writes,
     }
 }

@@ -1266,6 +1266,10 @@ impl Attempt<'_> {
                     .fetch_add(info.nar_size, Ordering::Relaxed);
                 scans.insert(info.path.clone(), scan);
             }
+            if dest.is_beyond_local() {
+                dest.copy_from_local(&paths, self.kill)
+                    .map_err(|trouble| self.dest_trouble(work, trouble))?;
+            }
         }
         for info in &infos {
             dest.learn(&info.path, &info.references, info.nar_size);

@@ -988,13 +988,13 @@ impl Drop for Temporary {
 }
 
 /// Lets a number of threads in at once.
-struct Gate {
+pub(super) struct Gate {
     free: Mutex<usize>,
     freed: Condvar,
 }
 
 impl Gate {
-    fn new(count: usize) -> Gate {
+    pub(super) fn new(count: usize) -> Gate {
         Gate {
             free: Mutex::new(count),
             freed: Condvar::new(),
@@ -1002,7 +1002,7 @@ impl Gate {
     }
 
     /// `None`: killed while waiting.
-    fn enter(&self, kill: &KillSwitch) -> Option<Permit<'_>> {
+    pub(super) fn enter(&self, kill: &KillSwitch) -> Option<Permit<'_>> {
         let mut free = self.lock();
         while *free == 0 {
             if kill.is_thrown() {
@@ -1022,7 +1022,7 @@ impl Gate {
     }
 }
 
-struct Permit<'a>(&'a Gate);
+pub(super) struct Permit<'a>(&'a Gate);
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {

@@ -8,11 +8,13 @@ use std::collections::HashSet;
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::binary_cache::{
     self, BinaryCache, CacheError, Claim, OpenError, Options, Upload, UploadError,
 };
 use super::local::{ImportError, LocalStore, PathMeta};
+use super::nix_copy::{Failure, NixCopy};
 use super::objects::{Folder, Objects};
 use super::presence::Lifetimes;
 use super::s3::{self, Bucket};
@@ -45,6 +47,15 @@ impl From<CacheError> for Trouble {
     }
 }
 
+impl From<Failure> for Trouble {
+    fn from(failure: Failure) -> Trouble {
+        match failure {
+            Failure::Killed => Trouble::Killed,
+            Failure::Failed(message) => Trouble::Here(message),
+        }
+    }
+}
+
 impl std::fmt::Display for Trouble {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -67,10 +78,14 @@ pub enum TakeError {
 pub struct Destination {
     local: Arc<LocalStore>,
     place: Place,
+    /// For copies that nobody ends before their time.
+    never: KillSwitch,
 }
 
 enum Place {
     Local,
+    /// Through the local store, with the `nix` command.
+    Other(Box<NixCopy>),
     Cache(Box<BinaryCache>),
 }
 
@@ -83,6 +98,8 @@ pub struct Manner {
     pub uploads_max: usize,
     /// Folder for what is on its way to a bucket.
     pub staging: PathBuf,
+    /// How long the `nix` command may take for one copy.
+    pub copy_max: Duration,
     /// False for one who only looks.
     pub writes: bool,
 }
@@ -98,6 +115,18 @@ impl Destination {
         manner: &Manner,
     ) -> Result<Destination, String> {
         let place = match uri {
+            Some(uri) if !is_local(uri) && !is_cache(uri) => {
+                let nowhere = local.dir().join("00000000000000000000000000000000-none");
+                let store = NixCopy::open(
+                    uri,
+                    manner.lifetimes,
+                    manner.uploads_max,
+                    manner.copy_max,
+                    &nowhere,
+                )
+                .map_err(|why| format!("store_uri = {uri}: {why}"))?;
+                Place::Other(Box::new(store))
+            }
             Some(uri) if !is_local(uri) => {
                 let cache = open_cache(uri, &local, manner)
                     .map_err(|why| format!("store_uri = {uri}: {why}"))?;
@@ -105,13 +134,19 @@ impl Destination {
             }
             _ => Place::Local,
         };
-        Ok(Destination { local, place })
+        let never =
+            KillSwitch::new().map_err(|error| format!("cannot make a kill switch: {error}"))?;
+        Ok(Destination {
+            local,
+            place,
+            never,
+        })
     }
 
     /// The binary cache, if that is what it is.
     pub fn cache(&self) -> Option<&BinaryCache> {
         match &self.place {
-            Place::Local => None,
+            Place::Local | Place::Other(_) => None,
             Place::Cache(cache) => Some(cache),
         }
     }
@@ -124,6 +159,7 @@ impl Destination {
     pub fn describe(&self) -> String {
         match &self.place {
             Place::Local => "the local store".to_owned(),
+            Place::Other(store) => format!("the store {} (through `nix copy`)", store.uri()),
             Place::Cache(cache) => {
                 let names: Vec<&str> = cache.options().keys.iter().map(|key| key.name()).collect();
                 let signed = match names.as_slice() {
@@ -142,6 +178,10 @@ impl Destination {
     pub fn valid_paths<S: AsRef<str>>(&self, paths: &[S]) -> Result<HashSet<String>, String> {
         match &self.place {
             Place::Local => self.local.valid_paths(paths),
+            Place::Other(store) => {
+                let paths: Vec<&str> = paths.iter().map(AsRef::as_ref).collect();
+                Ok(store.lookup_all(&paths)?.into_keys().collect())
+            }
             Place::Cache(cache) => {
                 let paths: Vec<&str> = paths.iter().map(AsRef::as_ref).collect();
                 let found = cache
@@ -158,7 +198,7 @@ impl Destination {
     /// A message when that cannot be found out.
     pub fn realisation(&self, id: &OutputId) -> Result<Option<String>, String> {
         match &self.place {
-            Place::Local => self.local.realisation(id),
+            Place::Local | Place::Other(_) => self.local.realisation(id),
             Place::Cache(cache) => cache.realisation(id).map_err(|error| error.to_string()),
         }
     }
@@ -169,7 +209,7 @@ impl Destination {
     /// A message of the place.
     pub fn register_realisation(&self, realisation: Realisation) -> Result<(), String> {
         match &self.place {
-            Place::Local => self.local.register_realisation(&realisation),
+            Place::Local | Place::Other(_) => self.local.register_realisation(&realisation),
             Place::Cache(cache) => cache
                 .put_realisation(realisation)
                 .map_err(|error| error.to_string()),
@@ -192,6 +232,10 @@ impl Destination {
                 // Whether one of them is gone finds out who asks which; a conversation can fail too.
                 Trouble::Here(message)
             }),
+            Place::Other(store) => {
+                self.make_local(store, inputs, kill)?;
+                self.local.closure(inputs).map_err(Trouble::Here)
+            }
             Place::Cache(cache) => {
                 self.copy_from_local(sources, kill)?;
                 Ok(cache.closure(inputs)?)
@@ -207,6 +251,18 @@ impl Destination {
     pub fn gone<'p>(&self, inputs: &'p [String]) -> Result<Vec<&'p str>, String> {
         let mut gone = Vec::new();
         match &self.place {
+            Place::Other(store) => {
+                for path in inputs {
+                    store.forget(path);
+                }
+                let inputs_there: Vec<&str> = inputs.iter().map(String::as_str).collect();
+                let there = store.lookup_all(&inputs_there)?;
+                gone.extend(
+                    inputs_there
+                        .into_iter()
+                        .filter(|path| !there.contains_key(*path)),
+                );
+            }
             Place::Local => {
                 let valid = self.local.valid_paths(inputs)?;
                 gone.extend(
@@ -239,6 +295,10 @@ impl Destination {
     pub fn closure_size(&self, paths: &[&str]) -> Result<u64, Trouble> {
         match &self.place {
             Place::Local => self.local.closure_size(paths).map_err(Trouble::Here),
+            Place::Other(store) => {
+                self.make_local(store, paths, &self.never)?;
+                self.local.closure_size(paths).map_err(Trouble::Here)
+            }
             Place::Cache(cache) => Ok(cache.closure(paths)?.iter().map(|meta| meta.nar_size).sum()),
         }
     }
@@ -249,7 +309,7 @@ impl Destination {
     /// When it is not there, or that cannot be found out.
     pub fn nar_size(&self, path: &str) -> Result<u64, Trouble> {
         match &self.place {
-            Place::Local => self
+            Place::Local | Place::Other(_) => self
                 .local
                 .export_info(path)
                 .map(|info| info.nar_size)
@@ -271,6 +331,10 @@ impl Destination {
     pub fn arrival(&self, path: &str) -> Result<Option<UnixSecs>, String> {
         match &self.place {
             Place::Local => self.local.registration_time(path),
+            Place::Other(store) => match store.lookup_all(&[path])?.is_empty() {
+                true => Ok(None),
+                false => self.local.registration_time(path),
+            },
             Place::Cache(cache) => {
                 let found = cache.lookup(path).map_err(|error| error.to_string())?;
                 match found {
@@ -290,6 +354,9 @@ impl Destination {
         path: &str,
         taker: impl FnOnce(&ValidPathInfo, &mut dyn Read) -> T,
     ) -> Result<T, Trouble> {
+        if let Place::Other(store) = &self.place {
+            self.make_local(store, &[path], &self.never)?;
+        }
         let Place::Cache(cache) = &self.place else {
             let info = self.local.export_info(path).map_err(Trouble::Here)?;
             return self
@@ -305,6 +372,34 @@ impl Destination {
                 .map_err(Trouble::Here);
         }
         Ok(cache.read_nar(path, taker)?)
+    }
+
+    /// Whether what is received still has to be copied on, with [`Destination::copy_from_local`].
+    pub fn is_beyond_local(&self) -> bool {
+        matches!(self.place, Place::Other(_))
+    }
+
+    /// Makes paths of another store, and all they refer to, valid in the local store.
+    fn make_local<S: AsRef<str>>(
+        &self,
+        store: &NixCopy,
+        paths: &[S],
+        kill: &KillSwitch,
+    ) -> Result<(), Trouble> {
+        let here = self.local.valid_paths(paths).map_err(Trouble::Here)?;
+        let missing: Vec<&str> = paths
+            .iter()
+            .map(AsRef::as_ref)
+            .filter(|path| !here.contains(*path))
+            .collect();
+        let there = store.lookup_all(&missing).map_err(Trouble::Here)?;
+        if let Some(path) = missing.iter().find(|path| !there.contains_key(**path)) {
+            return Err(Trouble::Gone(format!(
+                "{path} is neither in the local store nor in {} any more",
+                store.uri()
+            )));
+        }
+        Ok(store.fetch(&missing, kill)?)
     }
 
     fn is_here(&self, path: &str) -> Result<bool, Trouble> {
@@ -323,6 +418,9 @@ impl Destination {
                 return paths.iter().map(|path| scan_nar(cache, path)).collect();
             }
         }
+        if let Place::Other(store) = &self.place {
+            self.make_local(store, paths, &self.never)?;
+        }
         self.local.scan(paths).map_err(Trouble::Here)
     }
 
@@ -337,6 +435,16 @@ impl Destination {
     ) -> Result<Option<Landing<'_>>, Trouble> {
         let cache = match &self.place {
             Place::Local => return Ok(Some(Landing::Local(&self.local))),
+            Place::Other(store) => {
+                let references: Vec<&str> = info
+                    .references
+                    .iter()
+                    .map(String::as_str)
+                    .filter(|reference| *reference != info.path)
+                    .collect();
+                self.make_local(store, &references, kill)?;
+                return Ok(Some(Landing::Local(&self.local)));
+            }
             Place::Cache(cache) => cache,
         };
         self.bring_references(cache, info, kill)?;
@@ -379,6 +487,10 @@ impl Destination {
         paths: &[S],
         kill: &KillSwitch,
     ) -> Result<(), Trouble> {
+        if let Place::Other(store) = &self.place {
+            let paths: Vec<&str> = paths.iter().map(AsRef::as_ref).collect();
+            return Ok(store.send(&paths, kill)?);
+        }
         let Place::Cache(cache) = &self.place else {
             return Ok(());
         };
@@ -502,10 +614,14 @@ fn scan_nar(cache: &BinaryCache, path: &str) -> Result<MemberScan, Trouble> {
 }
 
 fn is_local(uri: &str) -> bool {
-    matches!(
-        uri.split('?').next(),
-        Some("" | "auto" | "local" | "daemon")
-    )
+    matches!(uri, "" | "auto" | "local" | "daemon")
+}
+
+/// Whether hydrad writes there itself.
+fn is_cache(uri: &str) -> bool {
+    ["file://", "s3://"]
+        .iter()
+        .any(|scheme| uri.starts_with(scheme))
 }
 
 fn open_cache(uri: &str, local: &LocalStore, manner: &Manner) -> Result<BinaryCache, String> {
@@ -546,19 +662,7 @@ fn open_cache(uri: &str, local: &LocalStore, manner: &Manner) -> Result<BinaryCa
             log::info!("the bucket {}", bucket.describe_access());
             (Box::new(bucket), s3::PARAMS)
         }
-        "" if uri.place.starts_with('/') => {
-            return Err(format!(
-                "hydrad does not write into a store in a folder; write file://{} for a binary cache there",
-                uri.place
-            ));
-        }
-        _ => {
-            return Err(
-                "hydrad cannot write there; leave store_uri out for the local store, or write \
-                 file:///DIR?secret-key=FILE or s3://BUCKET?secret-key=FILE for a binary cache"
-                    .into(),
-            );
-        }
+        scheme => return Err(format!("hydrad does not write {scheme}:// itself")),
     };
     let known: Vec<&str> = binary_cache::PARAMS.iter().chain(known).copied().collect();
     uri.params

@@ -9,6 +9,7 @@ pub mod destination;
 pub mod local;
 pub mod logs;
 pub mod nix_conf;
+pub mod nix_copy;
 pub mod objects;
 pub mod presence;
 pub mod roots;

@@ -134,13 +134,69 @@ pub fn run_logged(
     time_max: Duration,
     stopping: &dyn Fn() -> bool,
 ) -> io::Result<Ended> {
+    let (status, late) = run_watched(command, (log, log), time_max, stopping)?;
+    Ok(Ended {
+        status,
+        late,
+        words: String::new(),
+    })
+}
+
+/// How a program ended whose output was wanted.
+#[derive(Debug)]
+pub struct Captured {
+    pub status: Option<ExitStatus>,
+    /// It had to be ended.
+    pub late: bool,
+    pub output: Vec<u8>,
+    /// The end of what it said on stderr.
+    pub words: String,
+}
+
+/// Bytes of a program's output and words that are read.
+const OUTPUT_MAX: u64 = 64 << 20;
+const LAST_WORDS_MAX: u64 = 64 << 10;
+
+/// As [`run_logged`], with output and words apart and in memory.
+///
+/// # Errors
+/// What the system says of starting it; name the program when passing it on.
+pub fn capture(
+    command: &mut Command,
+    time_max: Duration,
+    stopping: &dyn Fn() -> bool,
+) -> io::Result<Captured> {
+    let (mut output, mut words) = (memory_file()?, memory_file()?);
+    let (status, late) = run_watched(command, (&output, &words), time_max, stopping)?;
+    output.rewind()?;
+    let mut bytes = Vec::new();
+    output.take(OUTPUT_MAX).read_to_end(&mut bytes)?;
+    let length = words.seek(io::SeekFrom::End(0))?;
+    words.seek(io::SeekFrom::Start(length.saturating_sub(LAST_WORDS_MAX)))?;
+    let mut said = Vec::new();
+    words.read_to_end(&mut said)?;
+    Ok(Captured {
+        status,
+        late,
+        output: bytes,
+        words: String::from_utf8_lossy(&said).trim().to_owned(),
+    })
+}
+
+/// The status, and whether it had to be ended.
+fn run_watched(
+    command: &mut Command,
+    (output, words): (&File, &File),
+    time_max: Duration,
+    stopping: &dyn Fn() -> bool,
+) -> io::Result<(Option<ExitStatus>, bool)> {
     for ours in OURS_ALONE {
         command.env_remove(ours);
     }
     let child = command
         .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log.try_clone()?)
+        .stdout(output.try_clone()?)
+        .stderr(words.try_clone()?)
         .process_group(0)
         .spawn()?;
     let until = Instant::now() + time_max;
@@ -153,11 +209,7 @@ pub fn run_logged(
         status = child.wait_until(until.min(Instant::now() + LOOK_EVERY));
     }
     let late = status.is_none();
-    Ok(Ended {
-        status: status.or_else(|| child.end(Duration::ZERO)),
-        late,
-        words: String::new(),
-    })
+    Ok((status.or_else(|| child.end(Duration::ZERO)), late))
 }
 
 /// A file without a name, in memory.
