@@ -264,6 +264,13 @@ fn what_two_steps_are_resolved_into_is_built_once_also_after_a_crash() {
         log.starts_with("failing ") && log.ends_with("-base"),
         "{log}"
     );
+    // So the past of a build is that of what was built in its place.
+    let mut explain = scene.farm.command(&["explain", &one[2].to_string()]);
+    let said = output_of(&mut explain);
+    assert!(
+        said.contains("ended on ‘localhost’: failed after") && !said.contains("resolved"),
+        "{said}"
+    );
     nix_finds(&scene, &tops);
 }
 
