@@ -690,6 +690,50 @@ fn the_shadow_of_another_runner_writes_nothing_and_lists_what_it_would_do_otherw
 }
 
 #[test]
+fn the_shadow_compares_machines_and_caps() {
+    let site = Site::new(Pg::shared());
+    site.configure("max_running_steps = manual:1\n");
+    site.machines(&(Site::stub("m1", 1, 1, "-") + &Site::stub("m2", 2, 9, "kvm")));
+    let builds = site.queue(&format!(
+        r#"{{ a = derivation {{ name = "a"; system = "{0}"; builder = "/none"; }};
+             b = derivation {{ name = "b"; system = "{0}"; builder = "/none"; }};
+             c = derivation {{ name = "c"; system = "{0}"; builder = "/none"; requiredSystemFeatures = [ "kvm" ]; }}; }}"#,
+        common::system()
+    ));
+    let other = Other { site: &site };
+    let mut shadow = site
+        .hydrad(&["queue-runner", "--shadow", "--json", "--grace", "600"])
+        .env("HYDRA_DBI", reader_of(&site))
+        .start();
+    shadow.wait_log("queue loaded: 3 builds");
+    other.starts(builds[0], "m1");
+    shadow.wait_log("-a.drv’ was started on ‘m1’; we would have taken ‘m2’");
+    // A second one of the same project.
+    other.starts(builds[1], "m2");
+    let line = shadow.wait_log("\"kind\":\"cap\"");
+    assert!(
+        line.contains("-b.drv’") && line.contains("has reached its cap of 1"),
+        "{line}"
+    );
+    for build in &builds[..2] {
+        other.step_succeeds(*build);
+        other.build_ends(*build, 0);
+    }
+    shadow.wait_log_times("ended there as expected", 2);
+    // What needs kvm on a machine without it.
+    other.starts(builds[2], "m1");
+    let line = shadow.wait_log("\"kind\":\"machine\"");
+    assert!(line.contains("-c.drv’ was started on ‘m1’"), "{line}");
+    shadow.signal(libc::SIGINT);
+    assert_eq!(shadow.wait().code(), Some(1), "there were differences");
+    let log = shadow.log();
+    let summary = log.lines().rfind(|line| line.contains("\"summary\""));
+    let summary: serde_json::Value = serde_json::from_str(summary.expect("one")).expect("JSON");
+    let machines = [&summary["machinesAlike"], &summary["machinesOther"]];
+    assert_eq!(machines, [1, 1], "{summary}");
+}
+
+#[test]
 fn the_shadow_of_a_runner_that_decides_alike_has_nothing_to_tell() {
     let site = Site::new(Pg::shared());
     site.machines(&(Site::stub("m1", 2, 1, "-") + &Site::stub("m2", 1, 2, "kvm")));

@@ -70,6 +70,27 @@ impl Plan {
         Some(self.runs.peek(run).id)
     }
 
+    /// Why a step that is ready would be held back here although a machine is free, if it would.
+    pub fn holds_back(&self, drv: &str) -> Option<String> {
+        let step = self.graph.names.find(drv)?;
+        self.held_back(step).map(|by| by.tell())
+    }
+
+    /// Can a machine do this step, as it is configured? `None`: one of them is not known.
+    pub fn could_do(&self, drv: &str, machine: MachineId) -> Option<bool> {
+        let step = self.graph.names.find(drv)?;
+        let kind = self.machines.get(machine.0)?.kind;
+        let class = self.graph.step(step).class;
+        Some(self.machines.kinds[kind as usize].classes.has(class))
+    }
+
+    /// The machine that this step would get now.
+    pub fn would_use(&self, drv: &str) -> Option<MachineId> {
+        let step = self.graph.names.find(drv)?;
+        let class = self.graph.step(step).class;
+        self.machines.best_but(u32::MAX, class).map(Machines::id)
+    }
+
     /// What each machine with a free slot would take next.
     pub fn would_start(&mut self) -> Vec<(MachineId, Arc<str>)> {
         let mut found = Vec::new();
@@ -89,7 +110,8 @@ impl Plan {
             let best = self
                 .index
                 .best(mask, false, &self.graph.steps, &self.jobsets);
-            if let Some(step) = best {
+            // What a cap of ours holds back would not be started here either.
+            if let Some(step) = best.filter(|step| self.held_back(*step).is_none()) {
                 found.push((Machines::id(at), self.graph.drv(step).into()));
             }
         }

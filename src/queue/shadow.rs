@@ -70,6 +70,10 @@ enum Kind {
     BuildStatus,
     /// A build should have ended.
     BuildLate,
+    /// A step was started though one of our caps is reached.
+    Cap,
+    /// A step runs on a machine that could not do it by our machines file.
+    Machine,
     /// A machine that is not in the machines file.
     UnknownMachine,
     /// A line of the machines file that is left out.
@@ -84,6 +88,8 @@ impl Kind {
             Kind::Order => "order",
             Kind::BuildStatus => "build-status",
             Kind::BuildLate => "build-late",
+            Kind::Cap => "cap",
+            Kind::Machine => "machine",
             Kind::UnknownMachine => "unknown-machine",
             Kind::Configuration => "configuration",
         }
@@ -98,6 +104,9 @@ struct Ledger {
     /// Starts and ended builds about which there was agreement.
     starts_alike: u64,
     builds_alike: u64,
+    /// Starts on the machine that we would have chosen, and on another one that could do the step.
+    machines_alike: u64,
+    machines_other: u64,
 }
 
 impl Ledger {
@@ -137,7 +146,8 @@ impl Ledger {
                 "{}",
                 json!({
                     "type": "summary", "time": unix_now(), "startsAlike": self.starts_alike,
-                    "buildsAlike": self.builds_alike, "differences": kinds,
+                    "buildsAlike": self.builds_alike, "machinesAlike": self.machines_alike,
+                    "machinesOther": self.machines_other, "differences": kinds,
                 })
             );
             return;
@@ -147,6 +157,11 @@ impl Ledger {
             self.starts_alike,
             self.builds_alike,
             self.found.values().map(|(count, _)| count).sum::<u64>()
+        );
+        println!(
+            "  {} of {} starts were on the machine that we would have chosen",
+            self.machines_alike,
+            self.machines_alike + self.machines_other
         );
         for (kind, (count, examples)) in &self.found {
             println!("  {count} {}", kind.name());
@@ -186,6 +201,27 @@ struct Shadow {
     /// Machines with a free slot and a step for it.
     idle: HashMap<MachineId, Instant>,
     passed_over: HashMap<Arc<str>, (u32, Instant)>,
+    /// Machines that the other one has probably set aside after an error, by name.
+    aside: HashMap<String, Aside>,
+}
+
+/// Hydra's own delays: 60 · 3^(n-1) s after the nth error, and up to 30 s by chance; errors within 30 s count once.
+struct Aside {
+    errors: u32,
+    last: Instant,
+}
+
+const ASIDE_SECS: u64 = 60;
+const ASIDE_CHANCE_SECS: u64 = 30;
+const ASIDE_BURST: Duration = Duration::from_secs(30);
+/// More errors than these make it no longer.
+const ASIDE_ERRORS_MAX: u32 = 8;
+
+impl Aside {
+    fn is_over(&self) -> bool {
+        let secs = ASIDE_SECS * 3u64.pow(self.errors.clamp(1, ASIDE_ERRORS_MAX) - 1);
+        self.last.elapsed() > Duration::from_secs(secs + ASIDE_CHANCE_SECS)
+    }
 }
 
 /// Follows the queue runner of this database until a signal comes. True if there was no difference.
@@ -239,6 +275,8 @@ pub fn run(
             found: BTreeMap::new(),
             starts_alike: 0,
             builds_alike: 0,
+            machines_alike: 0,
+            machines_other: 0,
         },
         options,
         questions,
@@ -252,6 +290,7 @@ pub fn run(
         heard: HashMap::new(),
         idle: HashMap::new(),
         passed_over: HashMap::new(),
+        aside: HashMap::new(),
     };
     shadow.look_at_machines_file();
     log::info!(
@@ -542,6 +581,7 @@ impl Shadow {
                         continue;
                     };
                     self.compare_order(&row, machine);
+                    self.compare_machine(&row, machine);
                     let run = self.plan.started_elsewhere(now, &row.drv, machine);
                     if run.is_some() {
                         log::info!(
@@ -618,6 +658,77 @@ impl Shadow {
         }
     }
 
+    /// Is it started where we would have started it, and would we have?
+    fn compare_machine(&mut self, row: &ObservedStep, machine: MachineId) {
+        if let Some(why) = self.plan.holds_back(&row.drv) {
+            self.ledger.tell(
+                Kind::Cap,
+                row.drv.clone(),
+                format!(
+                    "‘{}’ was started on ‘{}’; we would have waited: {why}",
+                    row.drv, row.machine
+                ),
+            );
+        }
+        if self.context.machines.recorded_as(&row.machine).is_none() {
+            return;
+        }
+        if self.plan.could_do(&row.drv, machine) == Some(false) {
+            self.ledger.tell(
+                Kind::Machine,
+                row.drv.clone(),
+                format!(
+                    "‘{}’ was started on ‘{}’, which by our machines file lacks its system type or a feature",
+                    row.drv, row.machine
+                ),
+            );
+            return;
+        }
+        match self.plan.would_use(&row.drv) {
+            Some(ours) if ours == machine => self.ledger.machines_alike += 1,
+            // All full by our count: the other one's end is not read yet.
+            None => {}
+            Some(ours) => {
+                self.ledger.machines_other += 1;
+                log::info!(
+                    "‘{}’ was started on ‘{}’; we would have taken ‘{}’",
+                    row.drv,
+                    row.machine,
+                    self.context.machines.name(ours)
+                );
+            }
+        }
+    }
+
+    /// Remembers which machines the other one will leave alone for a while.
+    fn note_machine(&mut self, row: &ObservedStep, status: Option<BuildStatus>) {
+        match status {
+            Some(BuildStatus::Aborted) if !row.machine.is_empty() => {
+                let now = Instant::now();
+                let aside = self.aside.entry(row.machine.clone()).or_insert(Aside {
+                    errors: 0,
+                    last: now,
+                });
+                if aside.errors == 0 || aside.last.elapsed() >= ASIDE_BURST {
+                    aside.errors = aside.errors.saturating_add(1);
+                }
+                aside.last = now;
+            }
+            Some(BuildStatus::Cancelled) | None => {}
+            Some(_) => {
+                self.aside.remove(&row.machine);
+            }
+        }
+    }
+
+    fn is_aside(&self, machine: MachineId) -> bool {
+        let Some(machine) = self.context.machines.get(machine) else {
+            return false;
+        };
+        let mut aside = self.aside.iter();
+        aside.any(|(name, aside)| !aside.is_over() && machine.line().is_recorded_as(name))
+    }
+
     /// Tells the plan of what has ended; at first only of what it knows to run.
     fn follow_ends(&mut self, ended: &HashMap<BuildId, Option<i32>>, known_only: bool) {
         let over: Vec<(BuildId, i32)> = self
@@ -678,6 +789,7 @@ impl Shadow {
                 continue;
             }
             self.end(run, row.start, outcome);
+            self.note_machine(&row, status);
             self.seen.remove(&key);
             self.settled
                 .insert((key.0, key.1, row.start), Instant::now());
@@ -787,7 +899,7 @@ impl Shadow {
                 self.context.machines.get(machine).is_some_and(|machine| {
                     busy.iter().any(|name| machine.line().is_recorded_as(name))
                 });
-            if recently {
+            if recently || self.is_aside(machine) {
                 self.idle.insert(machine, Instant::now());
                 continue;
             }
@@ -818,5 +930,35 @@ impl Shadow {
             self.context.written.store(upto.0, Ordering::SeqCst);
             self.turn(Event::Written { upto });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_is_left_alone_as_long_as_hydra_would() {
+        let now = Instant::now();
+        let ago = |secs| now.checked_sub(Duration::from_secs(secs));
+        for (errors, secs, over) in [
+            (1, 80, false),
+            (1, 100, true),
+            (2, 200, false),
+            (2, 220, true),
+        ] {
+            // A machine that has just booted has no such past.
+            let Some(last) = ago(secs) else { continue };
+            assert_eq!(
+                Aside { errors, last }.is_over(),
+                over,
+                "{errors} errors, {secs} s"
+            );
+        }
+        let many = Aside {
+            errors: u32::MAX,
+            last: now,
+        };
+        assert!(!many.is_over());
     }
 }
