@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::{
-    output_of, FarMachine, Farm, Hydrad, NixStore, RunAs, Running, S3Auth, S3Server, SecondStore,
-    TestDir,
+    output_of, said, FarMachine, Farm, Hydrad, NixStore, RunAs, Running, S3Auth, S3Server,
+    SecondStore, TestDir,
 };
 
 /// A folder for a cache, with a key to sign it.
@@ -635,4 +635,60 @@ fn any_other_store_is_written_through_nix_copy_and_its_errors_are_told() {
         words.contains("store_uri = nonsense://x") && words.contains("open Nix store"),
         "{words}"
     );
+}
+
+#[test]
+fn check_looks_at_the_destination_and_makes_nothing() {
+    let store = NixStore::owned_by(RunAs::Unprivileged);
+    let cache = Cache::new(&store);
+    let rows = |conf: &str| -> Vec<serde_json::Value> {
+        let farm = Farm::new(&store).with_conf(conf);
+        let report = said(&mut farm.command(&["check", "--json"])).json();
+        let rows = report["rows"].as_array().expect("rows").clone();
+        rows.into_iter()
+            .filter(|row| row["what"] == "destination" || row["what"] == "signatures")
+            .collect()
+    };
+    assert!(rows("").is_empty(), "the local store has rows of its own");
+
+    let signed = rows(&cache.conf(""));
+    assert_eq!(
+        (signed.len(), &signed[0]["mark"]),
+        (1, &"ok".into()),
+        "{signed:?}"
+    );
+    let unsigned = rows(&format!("store_uri = file://{}\n", cache.path().display()));
+    assert_eq!(
+        (unsigned.len(), &unsigned[1]["mark"]),
+        (2, &"note".into()),
+        "{unsigned:?}"
+    );
+    let made = fs::read_dir(cache.path()).expect("the folder").count();
+    assert_eq!(made, 0, "nothing was made");
+
+    let problem = |conf: &str, word: &str| {
+        let rows = rows(conf);
+        assert_eq!(
+            (rows.len(), &rows[0]["mark"]),
+            (1, &"problem".into()),
+            "{rows:?}"
+        );
+        let note = rows[0]["note"].as_str().expect("a note");
+        assert!(note.contains(word), "{word} is not in: {note}");
+    };
+    let roots_own = TestDir::new(RunAs::Me);
+    let closed = format!(
+        "store_uri = file://{}/cache?secret-key={}\n",
+        roots_own.path().display(),
+        cache.dir.join("secret").display()
+    );
+    problem(&closed, "may not write");
+    problem(&cache.conf(".none"), "secret.none");
+    problem("store_uri = file:///x?compression=lha\n", "lha");
+    fs::write(
+        cache.path().join("nix-cache-info"),
+        "StoreDir: /elsewhere\n",
+    )
+    .expect("write");
+    problem(&cache.conf(""), "/elsewhere");
 }

@@ -465,19 +465,24 @@ fn folder_rows(settings: &Settings, rows: &mut Vec<CheckRow>) {
     ];
     for (what, path, origin) in folders {
         let shown = path.display().to_string();
-        let (mark, note) = match folder_state(&path) {
-            Folder::Writable => (Mark::Ok, origin),
-            Folder::CanBeMade => (Mark::Ok, "does not exist yet; hydrad makes it".to_owned()),
-            Folder::SomethingElse => (Mark::Problem, "is not a folder".to_owned()),
-            Folder::NotWritable(at) => (
-                Mark::Problem,
-                format!(
-                    "this user may not write to {}; check its owner, or run this as hydrad's user",
-                    at.display()
-                ),
-            ),
-        };
+        let (mark, note) = folder_mark(&path, origin);
         rows.push(CheckRow::new(SECTION, what, shown, mark, note));
+    }
+}
+
+/// Whether a folder can be used; `origin` is the note of one that can.
+pub fn folder_mark(path: &Path, origin: String) -> (Mark, String) {
+    match folder_state(path) {
+        Folder::Writable => (Mark::Ok, origin),
+        Folder::CanBeMade => (Mark::Ok, "does not exist yet; hydrad makes it".to_owned()),
+        Folder::SomethingElse => (Mark::Problem, "is not a folder".to_owned()),
+        Folder::NotWritable(at) => (
+            Mark::Problem,
+            format!(
+                "this user may not write to {}; check its owner, or run this as hydrad's user",
+                at.display()
+            ),
+        ),
     }
 }
 

@@ -22,6 +22,7 @@ use crate::queue::build_one;
 use crate::queue::trust::{self, Trust};
 use crate::store::local::LocalStore;
 use crate::store::nix_conf;
+use crate::store::uri::StoreUri;
 use crate::sys::systemd::Sockets;
 use crate::sys::{heartbeat, process, signals, thread};
 
@@ -297,6 +298,46 @@ pub fn check(command: &CheckCommand) -> Result<ExitCode> {
     Ok(ExitCode::from(code))
 }
 
+/// Where outputs go, if not into the local store: whether it can be read, and, as far as that shows without writing,
+/// whether it can be written.
+fn destination_rows(settings: &Settings, rows: &mut Vec<CheckRow>) {
+    const SECTION: &str = "store";
+    let Some(uri) = settings.store_uri.as_deref() else {
+        return;
+    };
+    let mut push = |what: &str, value: String, mark: Mark, note: String| {
+        rows.push(CheckRow::new(SECTION, what, value, mark, note));
+    };
+    let destination = match queue::look_at_destination(settings) {
+        Ok(destination) => destination,
+        Err(why) => {
+            let why = why
+                .trim_start_matches(&format!("store_uri = {uri}: "))
+                .to_owned();
+            return push("destination", uri.to_owned(), Mark::Problem, why);
+        }
+    };
+    if destination.is_local() {
+        return;
+    }
+    let answered = "answers; what is sent there cannot be tried without writing".to_owned();
+    let (mark, note) = match StoreUri::parse(uri) {
+        Ok(uri) if uri.scheme == "file" => {
+            check::folder_mark(std::path::Path::new(&uri.place), String::new())
+        }
+        _ => (Mark::Ok, answered),
+    };
+    push("destination", destination.describe(), mark, note);
+    if destination
+        .cache()
+        .is_some_and(|cache| cache.options().keys.is_empty())
+    {
+        let note =
+            "no secret-key: who fetches from this cache must not require signatures".to_owned();
+        push("signatures", "none".to_owned(), Mark::Note, note);
+    }
+}
+
 /// What can be said of the local store: how it is reached and whether it lets us build.
 fn store_rows(settings: &Settings) -> Vec<CheckRow> {
     const SECTION: &str = "store";
@@ -329,6 +370,7 @@ fn store_rows(settings: &Settings) -> Vec<CheckRow> {
         Trust::Unknown(message) => CheckRow::new(SECTION, "trusted", "", Mark::Unknown, message),
     };
     let mut rows = vec![reached, trusted];
+    destination_rows(settings, &mut rows);
     if !is_seen_by_collector(&settings.gc_roots_dir) {
         let folder = settings.gc_roots_dir.display().to_string();
         rows.push(CheckRow::new(

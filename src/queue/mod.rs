@@ -582,6 +582,19 @@ fn local_store(settings: &Settings) -> LocalStore {
 }
 
 /// How the destination store is used.
+/// The destination store as one who only looks sees it: nothing is made or written, one question is asked.
+///
+/// # Errors
+/// A message that says what to mend.
+pub fn look_at_destination(settings: &Settings) -> Result<Destination, String> {
+    let local = Arc::new(local_store(settings));
+    let nowhere = local.dir().join("00000000000000000000000000000000-none");
+    let uri = settings.store_uri.as_deref();
+    let destination = Destination::open(uri, local, &manner(settings, false))?;
+    destination.valid_paths(&[nowhere])?;
+    Ok(destination)
+}
+
 fn manner(settings: &Settings, writes: bool) -> Manner {
     Manner {
         lifetimes: Lifetimes {
