@@ -187,6 +187,8 @@ struct Run {
     phase: Phase,
     killed: bool,
     ended: bool,
+    /// What its row has to say, where that is the run's own text.
+    said: Option<Box<str>>,
     began: Millis,
 }
 
@@ -1027,6 +1029,7 @@ impl World {
             phase: Phase::Preparing,
             killed: false,
             ended: false,
+            said: None,
             began,
         };
         self.runs.insert(run.0, world_run);
@@ -1168,6 +1171,12 @@ impl World {
         let lag = self.lag(1_500);
         let run = self.runs.get_mut(&id.0)?;
         run.ended = true;
+        run.said = match &outcome {
+            Outcome::MachineFault { message }
+            | Outcome::OurFault { message }
+            | Outcome::InputsGone { message, .. } => Some(message.clone()),
+            _ => None,
+        };
         let end = RunEnd {
             outcome,
             start: run.began.secs(),
@@ -1201,6 +1210,18 @@ impl World {
                 };
                 if !run.ended {
                     self.violate(format!("ends run {}, which goes on", finish.run));
+                }
+                // Only aborted rows have a text (the others have a log), and it is that of the fault.
+                let says = finish.message.as_deref();
+                let aborted = finish.status == BuildStatus::Aborted;
+                let is_own = |said: &str| run.killed || !aborted || says == Some(said);
+                if says.is_some() != aborted || !run.said.as_deref().is_none_or(is_own) {
+                    self.violate(format!(
+                        "the row of run {}, {}, says {says:?} after {:?}",
+                        finish.run,
+                        finish.status.text(),
+                        run.said
+                    ));
                 }
                 failed_step = run.step;
                 self.running.remove(&run.step);
