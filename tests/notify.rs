@@ -304,6 +304,17 @@ impl Door {
     }
 }
 
+/// The body of a page.
+fn fetch(port: u16, path: &str) -> String {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).expect("asked");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("answered");
+    text.split_once("\r\n\r\n").expect("a head").1.to_owned()
+}
+
 #[test]
 fn s6_a_slow_target_costs_one_thread_and_the_order_of_a_build_holds() {
     let door = Arc::new(Door::default());
@@ -319,8 +330,10 @@ fn s6_a_slow_target_costs_one_thread_and_the_order_of_a_build_holds() {
             target.url()
         )
     };
+    let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = port.local_addr().expect("its number").port();
     let place = Place::new(&format!(
-        "{}{}",
+        "{}{}<hydra_notify>\n<prometheus>\nlisten_address = 127.0.0.1\nport = {port}\n</prometheus>\n</hydra_notify>\n",
         webhook("slow", &slow),
         webhook("quick", &quick)
     ));
@@ -346,6 +359,15 @@ fn s6_a_slow_target_costs_one_thread_and_the_order_of_a_build_holds() {
         place.rows("select count(*) from Builds where notificationPendingSince is not null"),
         50
     );
+    let page = fetch(port, "/metrics");
+    for line in [
+        "hydrad_notify_active 1",
+        "notify_event{channel=\"build_finished\"} 50",
+        "notify_plugin_success{channel=\"build_started\",plugin=\"Webhook quick\"} 50",
+        "hydrad_notify_waiting 100",
+    ] {
+        assert!(page.lines().any(|known| known == line), "{line} in {page}");
+    }
     door.open();
     hydrad.wait_sql(
         &place.db,

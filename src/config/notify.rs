@@ -42,6 +42,8 @@ pub struct Plugins {
     pub influx: Option<Influx>,
     /// `None`: logs stay as they are.
     pub compress_logs: Option<LogCompression>,
+    /// Where the notifier's metrics are served: `HOST:PORT`.
+    pub metrics: Option<String>,
 }
 
 /// Secrets by owner or project. Not to be printed.
@@ -177,7 +179,12 @@ pub fn plugins(document: &Document) -> Result<Plugins, Vec<PluginError>> {
         circleci: all(root, "circleci", circleci, &mut errors),
         influx: all(root, "influxdb", influx, &mut errors).pop(),
         compress_logs: None,
+        metrics: None,
     };
+    match metrics(root) {
+        Ok(place) => plugins.metrics = place,
+        Err(error) => errors.push(error),
+    }
     if text(root, "enable_bitbucket_status").as_deref() == Some("1") {
         plugins.bitbucket = all(root, "bitbucket", bitbucket, &mut errors).pop();
         if let (None, Some(a)) = (&plugins.bitbucket, root.get("enable_bitbucket_status")) {
@@ -248,6 +255,33 @@ fn required(block: &Block, key: &str) -> Result<String, PluginError> {
 
 fn words(block: &Block, key: &str) -> Option<Vec<String>> {
     text(block, key).map(|text| text.split_whitespace().map(str::to_owned).collect())
+}
+
+/// `<hydra_notify><prometheus>`.
+fn metrics(root: &Block) -> Result<Option<String>, PluginError> {
+    if let Some(a) = root.get("hydra_notify") {
+        return Err(wrong(&a.at, "hydra_notify should be a block."));
+    }
+    let Some(block) = root.blocks_named("hydra_notify").last() else {
+        return Ok(None);
+    };
+    if let Some(a) = block.get("prometheus") {
+        return Err(wrong(&a.at, "hydra_notify.prometheus should be a block."));
+    }
+    let Some(block) = block.blocks_named("prometheus").last() else {
+        return Ok(None);
+    };
+    match (
+        text(block, "listen_address"),
+        text(block, "port").map(|port| port.parse::<u16>()),
+    ) {
+        (Some(host), Some(Ok(port))) if host.contains(':') => Ok(Some(format!("[{host}]:{port}"))),
+        (Some(host), Some(Ok(port))) => Ok(Some(format!("{host}:{port}"))),
+        _ => Err(wrong(
+            &block.at,
+            "hydra_notify.prometheus should include listen_address and port.",
+        )),
+    }
 }
 
 /// What Perl takes for true.

@@ -334,7 +334,7 @@ pub const DEFINITIONS: &[Definition] = &[
 pub const BLOCKS: &[BlockDefinition] = &[
     block("git-input", NotYetUsed(Evaluator)),
     block("statsd", NotYetUsed(Evaluator)),
-    block("hydra_notify", NotImplemented(Notify, LATER)),
+    block("hydra_notify", UsedBy(Notify)),
     block("github_authorization", UsedBy(Notify)),
     block("gitlab_authorization", UsedBy(Notify)),
     block("bitbucket_authorization", NotYetUsed(Evaluator)),

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{bounded, select, Receiver, Sender};
 
 use super::event::{self, Event, CHANNELS, DUMP_METRICS};
+use super::meters::{End, Meters};
 use super::plan::{Decision, Ended, Key, Manner, Plan, Waiting, WAITING_MAX};
 use super::plugins::{Failure, Plugin};
 use super::{Config, APPLICATION_NAME};
@@ -44,6 +45,8 @@ const ERROR_BYTES_MAX: usize = 1_000;
 /// Something for a thread to tell.
 pub struct Job {
     pub generation: u64,
+    /// When the event was.
+    pub at: UnixSecs,
     pub event_id: i64,
     pub target: usize,
     pub event: Event,
@@ -53,6 +56,11 @@ pub struct Job {
 /// What became of it.
 pub struct Done {
     pub generation: u64,
+    /// What the call took.
+    pub took: Duration,
+    pub channel: &'static str,
+    /// From the event to the end of the call, seconds.
+    pub age_secs: i64,
     pub event_id: i64,
     pub target: usize,
     /// The event, for the log.
@@ -68,6 +76,7 @@ pub enum Why {
 }
 
 pub struct Dispatcher {
+    pub meters: Arc<Meters>,
     plugins: Vec<Arc<dyn Plugin>>,
     targets: Vec<String>,
     /// Channels that somebody wants to hear of.
@@ -81,7 +90,7 @@ pub struct Dispatcher {
     plan: Plan,
     generation: u64,
     /// The events in the plan.
-    events: BTreeMap<i64, (Event, usize)>,
+    events: BTreeMap<i64, (Event, usize, UnixSecs)>,
     /// Being told now, in whatever generation it began.
     in_flight: BTreeSet<Key>,
     /// Decided, and not yet in the ledger.
@@ -110,6 +119,7 @@ impl Dispatcher {
             channels.push("build_finished");
         }
         let mut dispatcher = Dispatcher {
+            meters: Arc::default(),
             targets: plugins.iter().map(|p| p.target().to_owned()).collect(),
             plugins: plugins.to_vec(),
             channels,
@@ -162,10 +172,25 @@ impl Dispatcher {
         let ear = Ear::listen(&config.target, &self.channels)?;
         self.take_over()?;
         log::info!("notifier: active");
+        self.meters.active(true);
+        let result = self.turns(config, lock, signals, &ear);
+        self.meters.active(false);
+        result
+    }
+
+    /// Turn after turn, until told to stop or the database is lost.
+    fn turns(
+        &mut self,
+        config: &Config,
+        mut lock: Box<ServiceLock>,
+        signals: &Receiver<Signal>,
+        ear: &Ear,
+    ) -> Result<Why, DbError> {
         let (mut checked, mut swept, mut cleaned) =
             (Instant::now(), Instant::now(), None::<Instant>);
         let mut heard = Vec::new();
         loop {
+            self.meters.turn();
             self.plan_new()?;
             self.reload()?;
             self.give_out();
@@ -329,6 +354,10 @@ impl Dispatcher {
 
     /// Takes what was heard into the ledger.
     fn hear(&mut self, heard: &mut Vec<Notification>) -> Result<(), DbError> {
+        if heard.iter().any(|message| message.channel == DUMP_METRICS) {
+            let page = self.meters.page(None, self.now_secs());
+            eprintln!("{}", page.trim_end());
+        }
         if heard.iter().any(|message| message.channel == RELEASED) {
             self.forget();
         }
@@ -338,6 +367,7 @@ impl Dispatcher {
             channel => match event::parse(channel, &message.payload) {
                 Ok(_) => true,
                 Err(error) => {
+                    self.meters.bad_event(channel);
                     log::warn!("{error}");
                     false
                 }
@@ -354,7 +384,9 @@ impl Dispatcher {
     fn plan_new(&mut self) -> Result<(), DbError> {
         while self.fresh {
             let plugins = &self.plugins;
+            let (meters, now) = (&self.meters, self.now_secs());
             let targets_of = |event: &EventRow| {
+                meters.event(&event.channel, now);
                 plugins
                     .iter()
                     .filter(|plugin| plugin.channels().contains(&event.channel.as_str()))
@@ -411,7 +443,10 @@ impl Dispatcher {
                 return;
             }
         };
-        self.events.entry(event).or_insert((parsed, 0)).1 += 1;
+        self.events
+            .entry(event)
+            .or_insert((parsed, 0, row.event.at))
+            .1 += 1;
         let waiting = Waiting {
             key,
             builds: row.event.builds,
@@ -430,13 +465,14 @@ impl Dispatcher {
             let Some((key, _)) = self.plan.next(self.clock.now()) else {
                 return;
             };
-            let (event, _) = self
+            let (event, _, at) = self
                 .events
                 .get(&key.event)
                 .expect("BUG: an event of the plan is known");
             self.in_flight.insert(key);
             let job = Job {
                 generation: self.generation,
+                at: *at,
                 event_id: key.event,
                 target: key.target,
                 event: event.clone(),
@@ -461,6 +497,14 @@ impl Dispatcher {
         };
         if done.generation == self.generation {
             let decision = self.plan.ended(self.clock.now(), key, ended);
+            let end = match decision {
+                Decision::Delivered { .. } => End::Success,
+                Decision::Retry { .. } => End::Requeue,
+                Decision::GiveUp { .. } | Decision::Superseded { .. } => End::Drop,
+            };
+            let target = &self.targets[key.target];
+            self.meters
+                .call(done.channel, target, done.took, done.age_secs, end);
             self.tell(&done.words, key, decision, words.as_deref());
             self.decided(key, decision, words);
             return;
@@ -528,7 +572,7 @@ impl Dispatcher {
     }
 
     fn release(&mut self, event: i64) {
-        if let Some((_, count)) = self.events.get_mut(&event) {
+        if let Some((_, count, _)) = self.events.get_mut(&event) {
             *count -= 1;
             if *count == 0 {
                 self.events.remove(&event);

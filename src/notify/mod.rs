@@ -10,6 +10,7 @@ pub mod dispatcher;
 pub mod document;
 pub mod event;
 pub mod http;
+pub mod meters;
 pub mod plan;
 pub mod plugins;
 
@@ -24,11 +25,17 @@ use crate::config::hydra_conf::{self, Document};
 use crate::config::notify::{self as blocks, Plugins};
 use crate::config::settings::{Service, Settings};
 use crate::db::connect::DbTarget;
+use crate::db::ledger::{self, Backlog};
 use crate::db::locks::{self, ServiceLock, Taken};
 use crate::db::pool::Pool;
 use crate::db::{facts, schema, DbError};
+use crate::sys::clock::unix_now;
+use crate::sys::shared::Shared;
 use crate::sys::signals::Signal;
 use crate::sys::{heartbeat, systemd, thread};
+use crate::web::http::{Request, Response, Status};
+use crate::web::server::{Handler, Place, Server, Site};
+use meters::Meters;
 use plugins::{Plugin, Surroundings};
 
 use dispatcher::{Dispatcher, Done, Job, Why};
@@ -37,6 +44,9 @@ use dispatcher::{Dispatcher, Done, Job, Why};
 pub const APPLICATION_NAME: &str = "hydrad-notify";
 /// What has to be listed in `ignore_settings` where declarative projects are somebody else's.
 const DECLARATIVE: &str = "DeclarativeJobsets";
+/// The backlog is counted at most this often, for at most this long.
+const BACKLOG_AGE_MAX: Duration = Duration::from_secs(10);
+const BACKLOG_PATIENCE: Duration = Duration::from_secs(5);
 /// How often one that stands by looks whether it is its turn.
 const STAND_BY_LOOK: Duration = Duration::from_secs(2);
 /// The pause before a lost connection is made anew.
@@ -94,6 +104,8 @@ pub struct Notifier {
     config: Config,
     plugins: Vec<Arc<dyn Plugin>>,
     around: Arc<Surroundings>,
+    /// Where metrics are served.
+    metrics: Option<String>,
 }
 
 impl Notifier {
@@ -103,7 +115,8 @@ impl Notifier {
     /// When something does.
     pub fn prepare(config: Config) -> Result<Notifier, Error> {
         let settings = &config.settings;
-        let plugins = plugins::all(&read_plugins(settings)?).map_err(Error::Plugin)?;
+        let blocks = read_plugins(settings)?;
+        let plugins = plugins::all(&blocks).map_err(Error::Plugin)?;
         let mut client = config.target.connect(APPLICATION_NAME)?;
         for warning in schema::check_schema(&mut client)?.serve()? {
             log::warn!("{warning}");
@@ -136,6 +149,7 @@ impl Notifier {
             config,
             plugins,
             around,
+            metrics: blocks.metrics,
         })
     }
 
@@ -178,6 +192,9 @@ impl Notifier {
             job_sender,
             done,
         );
+        let http = self
+            .serve_metrics(&dispatcher.meters)
+            .map_err(Error::System)?;
         let result = self.serve(&mut dispatcher, signals);
         if self.config.alone {
             systemd::notify("STOPPING=1");
@@ -191,8 +208,40 @@ impl Notifier {
         if idle {
             join(workers);
         }
+        if let Some(http) = http {
+            http.end();
+        }
         log::info!("notifier: stopped");
         result
+    }
+
+    /// `/metrics` and `/healthz`, if they are wanted.
+    fn serve_metrics(&self, meters: &Arc<Meters>) -> std::io::Result<Option<Server>> {
+        let Some(address) = &self.metrics else {
+            return Ok(None);
+        };
+        let site = Site {
+            name: "notify",
+            path: "/metrics",
+            place: Place::Address(address.clone()),
+        };
+        let (pool, meters) = (self.around.pool.clone(), meters.clone());
+        let backlogs: Shared<Backlog> = Shared::default();
+        let handler: Handler =
+            Arc::new(
+                move |_: &str, request: &Request| match request.path.as_str() {
+                    "/metrics" => {
+                        let backlog = backlogs.get(BACKLOG_AGE_MAX, BACKLOG_PATIENCE, || {
+                            let mut conn = pool.get(BACKLOG_PATIENCE).ok()?;
+                            ledger::backlog(&mut conn).ok()
+                        });
+                        Response::metrics(meters.page(backlog.as_ref(), unix_now()))
+                    }
+                    "/healthz" => Response::json(&serde_json::json!({ "status": "up" })),
+                    _ => Response::error(Status::NotFound, "there are /metrics and /healthz"),
+                },
+            );
+        Server::start(vec![site], handler, Arc::default()).map(Some)
     }
 
     fn serve(&self, dispatcher: &mut Dispatcher, signals: &Receiver<Signal>) -> Result<(), Error> {
@@ -276,6 +325,7 @@ fn work(
             around,
             stopping: &is_stopping,
         };
+        let began = std::time::Instant::now();
         let call = std::panic::AssertUnwindSafe(|| job.plugin.deliver(&call));
         let result = std::panic::catch_unwind(call).unwrap_or_else(|_| {
             Err(plugins::Failure::refused(
@@ -284,6 +334,9 @@ fn work(
         });
         heartbeat::about(None);
         let answer = Done {
+            took: began.elapsed(),
+            age_secs: unix_now() - job.at,
+            channel: event::channel_of(job.event.name()).unwrap_or("other"),
             generation: job.generation,
             event_id: job.event_id,
             target: job.target,
