@@ -330,8 +330,9 @@ fn s6_a_slow_target_costs_one_thread_and_the_order_of_a_build_holds() {
             target.url()
         )
     };
-    let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let port = port.local_addr().expect("its number").port();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = free.local_addr().expect("its number").port();
+    drop(free);
     let place = Place::new(&format!(
         "{}{}<hydra_notify>\n<prometheus>\nlisten_address = 127.0.0.1\nport = {port}\n</prometheus>\n</hydra_notify>\n",
         webhook("slow", &slow),

@@ -194,20 +194,12 @@ impl Plan {
         if self.running() >= self.threads {
             return None;
         }
-        let cap = match self.targets.len() {
-            0 | 1 => self.threads,
-            _ => (self.threads - 1).max(1),
-        };
+        let cap = self.cap();
         for at in 0..self.turn.len() {
             let target = self.turn[at];
             let lanes = &mut self.targets[target];
             lanes.wake(now);
-            let cap = if lanes.failures >= FAILURES_MAX {
-                1
-            } else {
-                cap
-            };
-            if lanes.running >= cap || lanes.paused_until > now {
+            if lanes.is_full(cap) || lanes.paused_until > now {
                 continue;
             }
             let Some(event) = lanes.ready.pop_first() else {
@@ -225,6 +217,14 @@ impl Plan {
             return Some((Key { event, target }, attempts));
         }
         None
+    }
+
+    /// Calls that one target may have at once.
+    fn cap(&self) -> usize {
+        match self.targets.len() {
+            0 | 1 => self.threads,
+            _ => (self.threads - 1).max(1),
+        }
     }
 
     /// A call has ended: what becomes of the delivery.
@@ -287,7 +287,10 @@ impl Plan {
             };
             first.map(|due| due.max(lanes.paused_until))
         };
-        self.targets.iter().filter_map(of).min()
+        // One with all the calls it may have is asked again when one of them ends.
+        let cap = self.cap();
+        let free = self.targets.iter().filter(|lanes| !lanes.is_full(cap));
+        free.filter_map(of).min()
     }
 
     /// Until when a target is left alone; `None` if it is not.
@@ -297,6 +300,16 @@ impl Plan {
 }
 
 impl Lanes {
+    /// Whether it has all the calls it may have; one that fails again and again has one at a time.
+    fn is_full(&self, cap: usize) -> bool {
+        self.running
+            >= if self.failures >= FAILURES_MAX {
+                1
+            } else {
+                cap
+            }
+    }
+
     /// What is in one of its lanes before it.
     fn before(&self, event: i64) -> Vec<i64> {
         if !self.manner.supersedes {
@@ -474,6 +487,8 @@ mod tests {
         assert_eq!(next(&mut plan, 0), Some(1));
         // The other thread is not for this target, however much it has to do.
         assert_eq!(next(&mut plan, 0), Some(50));
+        // Nothing to wake up for: an end will do.
+        assert_eq!(plan.wake_at(), None);
         plan.ended(
             Millis(0),
             Key {
