@@ -32,9 +32,10 @@ const STATEMENTS_MAX: usize = 512;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 /// A connection is replaced at this age: the server's side of it slowly grows.
 const LIFETIME: Duration = Duration::from_secs(3600);
-/// As many as a build that is announced to an idle queue runner needs at the same time: opening one costs as much as
-/// reading, starting and recording it.
-const IDLE_MIN: u32 = 3;
+const IDLE_MIN: u32 = 1;
+
+/// How long a rehearsal waits for a connection.
+const REHEARSAL_CONNECTION_MAX: Duration = Duration::from_secs(1);
 
 /// The prepared statements of one connection.
 #[derive(Default)]
@@ -207,12 +208,8 @@ impl Counters {
     }
 }
 
-/// What a new connection does before it is handed out.
-pub type Rehearsal = fn(&mut Conn) -> Result<(), DbError>;
-
 struct Manager {
     target: DbTarget,
-    rehearsal: Option<Rehearsal>,
     application_name: String,
     counters: Arc<Counters>,
 }
@@ -226,14 +223,7 @@ impl ManageConnection for Manager {
             Ok(client) => {
                 self.counters.connects.fetch_add(1, Ordering::Relaxed);
                 self.counters.set_failure(None);
-                let mut conn = Conn::new(client);
-                if let Some(rehearse) = self.rehearsal {
-                    // What is wrong with these statements says who needs them.
-                    if let Err(error) = rehearse(&mut conn) {
-                        log::debug!("a database connection is not rehearsed: {error}");
-                    }
-                }
-                Ok(conn)
+                Ok(Conn::new(client))
             }
             Err(e) => {
                 self.counters
@@ -304,20 +294,9 @@ impl Pool {
     /// A pool of at most `max` connections to `target`. Does not wait for the first one, so it
     /// succeeds while the database is away.
     pub fn new(target: DbTarget, max: u32, application_name: &str) -> Pool {
-        Pool::rehearsed(target, max, application_name, None)
-    }
-
-    /// As [`Pool::new`]; each connection goes through the rehearsal before its first use.
-    pub fn rehearsed(
-        target: DbTarget,
-        max: u32,
-        application_name: &str,
-        rehearsal: Option<Rehearsal>,
-    ) -> Pool {
         let counters = Arc::new(Counters::default());
         let manager = Manager {
             target,
-            rehearsal,
             application_name: application_name.to_owned(),
             counters: Arc::clone(&counters),
         };
@@ -355,6 +334,21 @@ impl Pool {
                 None => DbError::PoolBusy { waited, max },
             }
         })
+    }
+
+    /// Lets so many connections, those that are used next, go through something of which the first time takes long. Fewer
+    /// if the pool is small: one is always left to others.
+    pub fn rehearse(&self, connections: u32, part: impl Fn(&mut Conn) -> Result<(), DbError>) {
+        let count = connections.min(self.inner.max_size().saturating_sub(1));
+        let mut taken: Vec<PooledConn> = (0..count)
+            .map_while(|_| self.get(REHEARSAL_CONNECTION_MAX).ok())
+            .collect();
+        for conn in &mut taken {
+            // What is wrong with these statements says who needs them.
+            if let Err(error) = part(conn) {
+                log::debug!("a database connection is not rehearsed: {error}");
+            }
+        }
     }
 
     pub fn metrics(&self) -> PoolMetrics {

@@ -44,7 +44,7 @@ use crate::db::connect::DbTarget;
 use crate::db::leftovers;
 use crate::db::listen::Listener;
 use crate::db::locks::{self, LockProof, ServiceLock, Taken};
-use crate::db::pool::{Conn, Pool};
+use crate::db::pool::Pool;
 use crate::db::writer::{self, Writer, WriterCounters};
 use crate::db::{schema, DbError};
 use crate::model::{BuildId, Millis, Ticket, UnixSecs};
@@ -404,11 +404,10 @@ fn start(config: &Config) -> Result<Service, Error> {
     locks::refuse_transaction_pooler(&config.target)?;
     let (sessions, proof) = listen_and_lock(&config.target)?;
     let context_parts = parts(settings)?;
-    let pool = Pool::rehearsed(
+    let pool = Pool::new(
         config.target.clone(),
         settings.max_db_connections,
         APPLICATION_NAME,
-        Some(rehearse),
     );
     let (context, ends) = context(
         settings,
@@ -434,13 +433,6 @@ fn start(config: &Config) -> Result<Service, Error> {
             }]));
     }
     start_threads(config, context, writer, ends.plan, sessions, locks)
-}
-
-/// What a build goes through from its announcement until it is started, on a new connection and on nothing.
-fn rehearse(conn: &mut Conn) -> Result<(), DbError> {
-    crate::db::queue::builds_from(conn, BuildId(i32::MAX), 1)?;
-    inspect::failed_paths(conn, &[])?;
-    writer::rehearse(conn)
 }
 
 /// The other ends of a context's channels.

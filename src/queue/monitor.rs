@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
-use super::{Context, Sessions};
+use super::{inspect, Context, Sessions};
 use crate::db::pool::Conn;
 use crate::db::queue as statements;
 use crate::db::{orders, questions, writer, DbError};
@@ -47,6 +47,16 @@ const LIST_DELAY: Duration = Duration::from_millis(20);
 const LOCK_CHECK: Duration = Duration::from_secs(30);
 /// Pause before the database is asked again.
 const AWAY_PAUSE: Duration = Duration::from_secs(1);
+
+/// As many connections as a build that is announced needs at the same time; the pool hands out the same ones first.
+const REHEARSED: u32 = 2;
+
+/// What a build goes through from its announcement until it is started, on a connection and on nothing.
+fn rehearse(conn: &mut Conn) -> Result<(), DbError> {
+    statements::builds_from(conn, BuildId(i32::MAX), 1)?;
+    inspect::failed_paths(conn, &[])?;
+    writer::rehearse(conn)
+}
 
 /// What the monitor is told.
 #[derive(Debug)]
@@ -293,6 +303,9 @@ impl Monitor {
                 since.elapsed().as_millis()
             );
             self.loading = None;
+            if self.context.own_tables {
+                self.context.pool.rehearse(REHEARSED, rehearse);
+            }
         }
     }
 

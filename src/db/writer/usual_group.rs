@@ -88,7 +88,7 @@ pub(super) fn write_starts(writer: &Writer, group: &mut [Entry]) -> Result<Writt
 /// statement works.
 const RUNS_UNTIL_PLANNED: usize = 6;
 
-/// Makes a new connection ready to write a start at once: the statements are prepared, planned, and have been run, on
+/// Makes a connection ready to write a start at once: the statements are prepared, planned, and have been run, on
 /// nothing. Otherwise the first builds after a quiet time wait for it, several times as long as they need.
 ///
 /// # Errors
