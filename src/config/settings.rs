@@ -303,7 +303,7 @@ pub const DEFINITIONS: &[Definition] = &[
     other("github_endpoint", NotYetUsed(Evaluator)),
     // The notifier's.
     other("email_notification", NotImplemented(Notify, LATER)),
-    other("notification_sender", NotImplemented(Notify, LATER)),
+    other("notification_sender", NotYetUsed(Notify)),
     other("enable_bitbucket_status", UsedBy(Notify)),
     other("compress_build_logs", UsedBy(Notify)),
     other("compress_build_logs_compression", UsedBy(Notify)),
