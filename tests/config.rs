@@ -225,6 +225,8 @@ proptest! {
     fn any_machine_columns_are_parsed_or_refused(
         columns in prop::collection::vec("[-@:?&=%\\[\\]/a-zA-Z0-9.,+]{1,12}", 1..10)
     ) {
+        // An absolute path behind `@` is a file to include, and a missing one only a doubt.
+        prop_assume!(!columns[0].starts_with("@/"));
         let (machines, errors) = parse(&columns.join(" "));
         prop_assert_eq!(machines.len() + errors.len(), 1);
         for machine in &machines {
