@@ -638,6 +638,38 @@ fn any_other_store_is_written_through_nix_copy_and_its_errors_are_told() {
 }
 
 #[test]
+fn a_store_behind_ssh_gets_what_is_built_and_ssh_is_quoted_when_it_is_away() {
+    let store = NixStore::owned_by(RunAs::Unprivileged);
+    let lib = r#"lib = mk "lib" { } ''echo lib > $out'';"#;
+    let top_drv = job(&store, "top", lib, "cat $lib > $out; echo $lib >> $out");
+    let shelf = FarMachine::new(&store, "shelf");
+    let env = shelf.env();
+    let farm = Farm::new(&store)
+        .with_conf("store_uri = ssh://shelf\nretry_interval = 1\n")
+        .with_machines(&machine_line("localhost", 1));
+    let mut hydrad = farm.run(&env);
+    hydrad.wait_log("ssh://shelf (through `nix copy`)");
+    let top = build(&farm, &mut hydrad, &top_drv);
+    assert_eq!(farm.statuses(&[top]), [Some(0)], "{}", hydrad.log());
+    assert!(hydrad.terminate().success());
+    let top = store.outputs(&top_drv).remove(0);
+    for path in shelf.store.store(&["-qR", &top]).lines() {
+        assert!(shelf.store.is_valid(path), "{path}");
+    }
+    assert!(shelf.store.is_valid(&top));
+
+    // With the machine goes the file that tells ssh how to reach it.
+    drop(shelf);
+    let mut again = farm.program(&["run"]).envs(env).command();
+    let refused = said(&mut again).ends_with(2);
+    refused.complains(&[
+        "store_uri = ssh://shelf",
+        "Can't open user config file",
+        "cannot connect to 'shelf'",
+    ]);
+}
+
+#[test]
 fn check_looks_at_the_destination_and_makes_nothing() {
     let store = NixStore::owned_by(RunAs::Unprivileged);
     let cache = Cache::new(&store);
