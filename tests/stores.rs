@@ -670,6 +670,66 @@ fn a_store_behind_ssh_gets_what_is_built_and_ssh_is_quoted_when_it_is_away() {
 }
 
 #[test]
+fn nix_reads_each_compression_and_a_killed_hydrad_goes_on() {
+    let store = NixStore::owned_by(RunAs::Unprivileged);
+    let cache = Cache::new(&store);
+    let text = "of text that is long enough to be worth compressing ".repeat(50);
+    let jobs = |compression: &str| {
+        let script = format!("echo {compression} {text} > $out");
+        let input = format!(r#"lib = mk "{compression}-lib" {{ }} ''{script}'';"#);
+        // The input's path is read at the end, so a kill in between leaves it in the cache and the top to be done.
+        let top = job(
+            &store,
+            &format!("{compression}-top"),
+            &input,
+            "sleep 2; cat $lib > $out; echo $lib >> $out",
+        );
+        (job(&store, &format!("{compression}-lib"), "", &script), top)
+    };
+    let server = cache.serve();
+    for compression in ["xz", "zstd", "bzip2", "none"] {
+        let params = format!("&compression={compression}&parallel-compression=true");
+        let farm = Farm::new(&store)
+            .with_conf(&cache.conf(&params))
+            .with_machines(&machine_line("localhost", 1));
+        let (lib_drv, top_drv) = jobs(compression);
+        let lib = store.outputs(&lib_drv).remove(0);
+        let top = store.outputs(&top_drv).remove(0);
+        let mut hydrad = farm.run(&[]);
+        let build = farm.enqueue(&[&top_drv])[0];
+        hydrad.eventually("the input is in the cache and its dependent runs", || {
+            let sql = "select count(*) from BuildSteps where busy = 30 and drvPath = $1";
+            let busy: i64 = farm.client().query_one(sql, &[&top_drv]).expect(sql).get(0);
+            (busy == 1 && cache.narinfo(&lib).is_some()).then_some(())
+        });
+        hydrad.kill_9();
+        assert!(cache.narinfo(&top).is_none());
+
+        let mut hydrad = farm.run(&[]);
+        farm.wait_ended(&mut hydrad, &[build]);
+        assert_eq!(farm.statuses(&[build]), [Some(0)], "{}", hydrad.log());
+        let info = cache.narinfo(&top).expect("a narinfo");
+        assert!(
+            info.contains(&format!("Compression: {compression}\n")),
+            "{info}"
+        );
+        let stranger = store.second();
+        output_of(&mut realise(
+            &stranger,
+            &top,
+            &server.url,
+            &cache.public_key(),
+        ));
+        let read = read_in(&stranger, &top);
+        assert!(
+            read.starts_with(&format!("{compression} {}", text.trim_end())),
+            "{read}"
+        );
+        assert!(hydrad.terminate().success());
+    }
+}
+
+#[test]
 fn check_looks_at_the_destination_and_makes_nothing() {
     let store = NixStore::owned_by(RunAs::Unprivileged);
     let cache = Cache::new(&store);
