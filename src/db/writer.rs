@@ -1073,9 +1073,10 @@ impl GroupWork<'_, '_> {
     fn insert_steps(&mut self, group: &[Entry], builds: &Builds) -> Result<(), Failure> {
         for attempt in 0..4 {
             let mut rows = StepRows::default();
+            // What was fetched first: a start in the same group may have waited for it.
+            self.collect_substituted(group, builds, &mut rows)?;
             self.collect_starts(group, builds, &mut rows)?;
             self.collect_propagated(group, builds, &mut rows)?;
-            self.collect_substituted(group, builds, &mut rows)?;
             if rows.build.is_empty() {
                 return Ok(());
             }
