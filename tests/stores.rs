@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::{
-    output_of, said, FarMachine, Farm, Hydrad, NixStore, RunAs, Running, S3Auth, S3Server,
-    SecondStore, TestDir,
+    eventually, output_of, said, FarMachine, Farm, Hydrad, NixStore, RunAs, Running, S3Auth,
+    S3Server, SecondStore, TestDir,
 };
 
 /// A folder for a cache, with a key to sign it.
@@ -384,13 +384,18 @@ fn what_a_substituter_has_is_not_built_and_what_nobody_signed_is() {
     hydrad.wait_log(&format!("cannot fetch the outputs of '{odd_drv}'"));
     assert!(hydrad.log().contains("trusted-public-keys"));
 
-    // All outputs of one derivation, each with a row of its own under the name that Hydra gives it.
+    // All outputs of one derivation, each with a row of its own under the name that Hydra gives it. The conversations in
+    // which they were fetched keep them from being deleted.
     let lib_outputs = store.outputs(&lib_drv);
-    output_of(
-        store
-            .command("nix-store")
-            .args(["--delete", "--ignore-liveness", &lib_outputs[1]]),
-    );
+    assert!(hydrad.terminate().success());
+    eventually("one output can be deleted", || {
+        let mut delete = store.command("nix-store");
+        delete.args(["--delete", "--ignore-liveness", &lib_outputs[1]]);
+        let deleted = delete.output().expect("start nix-store");
+        deleted.status.success().then_some(())
+    });
+    let mut hydrad = farm.run(&[]);
+    hydrad.wait_log("ready: ");
     let missing: Vec<&String> = lib_outputs
         .iter()
         .filter(|out| !store.is_valid(out))
