@@ -325,9 +325,7 @@ fn a_binary_cache_tells_a_store_that_requires_signatures_where_their_outputs_are
     far.store.content_addressed();
     let dir = TestDir::new(store.owner());
     dir.sub("cache", store.owner());
-    let mut keygen = store.command("nix-store");
-    keygen.args(["--generate-binary-cache-key", "test-1", "secret", "public"]);
-    output_of(keygen.current_dir(dir.path()));
+    store.signing_key(&dir);
     let cache = dir.join("cache");
     let conf = format!(
         "store_uri = file://{}?secret-key={}&compression=zstd\n",

@@ -2,40 +2,22 @@
 
 mod common;
 
-use std::process::Command;
-
-use common::{stub_jobs, system, Gate, Hydrad, Pg, Site};
+use common::{said, stub_jobs, system, Gate, Hydrad, Pg, Site};
 use serde_json::Value;
-
-struct Told {
-    code: i32,
-    text: String,
-    errors: String,
-}
-
-fn told(command: &mut Command) -> Told {
-    let output = command.output().expect("hydrad should start");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
-    Told {
-        code: output.status.code().expect("no signal"),
-        text: text(output.stdout),
-        errors: text(output.stderr),
-    }
-}
 
 /// Asks until the answer contains all of `words`; then as JSON too.
 fn explains(site: &Site, hydrad: &mut Hydrad, what: &str, words: &[&str]) -> Value {
     let mut last = String::new();
     let found = || {
-        let told = told(&mut site.hydrad(&["explain", what]).command());
-        last = format!("{}{}", told.text, told.errors);
+        let told = said(&mut site.hydrad(&["explain", what]).command());
+        last = format!("{}{}", told.out, told.err);
         words.iter().all(|word| last.contains(word)).then_some(())
     };
     hydrad.eventually(&format!("explain {what} should say {words:?}"), found);
     assert!(!last.contains("hydrad: "), "{last}");
-    let json = told(&mut site.hydrad(&["explain", "--json", what]).command());
-    assert_eq!(json.code, 0, "{}", json.errors);
-    serde_json::from_str(&json.text).expect("JSON of hydrad explain")
+    let json = said(&mut site.hydrad(&["explain", "--json", what]).command());
+    assert_eq!(json.code, 0, "{}", json.err);
+    json.json()
 }
 
 /// The word for the state of the step at the end of the chain.
@@ -162,12 +144,12 @@ fn machines_that_lack_something_and_machines_that_are_full() {
         ],
     );
     assert_eq!(json["now"]["runs"].as_array().map(Vec::len), Some(1));
-    let nobody = told(&mut site.hydrad(&["explain", "m9"]).command());
+    let nobody = said(&mut site.hydrad(&["explain", "m9"]).command());
     assert_eq!(nobody.code, 1);
     assert!(
-        nobody.text.contains("there is no such machine"),
+        nobody.out.contains("there is no such machine"),
         "{}",
-        nobody.text
+        nobody.out
     );
 
     // A derivation is explained like a build.
@@ -189,19 +171,19 @@ fn machines_that_lack_something_and_machines_that_are_full() {
     hydrad.terminate();
 
     // Without a queue runner too, and the answer says so.
-    let alone = told(&mut site.hydrad(&["explain", &kvm.to_string()]).command());
-    assert_eq!(alone.code, 1, "{}", alone.text);
+    let alone = said(&mut site.hydrad(&["explain", &kvm.to_string()]).command());
+    assert_eq!(alone.code, 1, "{}", alone.out);
     assert!(
-        alone.text.contains("is queued since") && alone.text.contains("no queue runner answers"),
+        alone.out.contains("is queued since") && alone.out.contains("no queue runner answers"),
         "{}",
-        alone.text
+        alone.out
     );
-    assert!(alone.errors.contains("does not answer"), "{}", alone.errors);
-    let nothing = told(&mut site.hydrad(&["explain", "999999"]).command());
+    assert!(alone.err.contains("does not answer"), "{}", alone.err);
+    let nothing = said(&mut site.hydrad(&["explain", "999999"]).command());
     assert!(
-        nothing.text.contains("there is no such build"),
+        nothing.out.contains("there is no such build"),
         "{}",
-        nothing.text
+        nothing.out
     );
     let left: i64 = site.ask("select count(*) from hydrad.questions");
     assert_eq!(left, 0, "nothing is left of the questions");
@@ -313,22 +295,18 @@ fn what_an_operator_ordered() {
     site.configure("max_unsupported_time = 0\n");
     site.machines(&Site::stub("m1", 2, 1, "-"));
     let mut hydrad = site.start();
-    let hydrad_says = |args: &[&str]| told(&mut site.hydrad(args).env("USER", "alice").command());
+    let hydrad_says = |args: &[&str]| said(&mut site.hydrad(args).env("USER", "alice").command());
     let running = site.queue(&job("running", ""));
     hydrad.eventually("a build should stand at the gate", || {
         (gate.waiting() == 1).then_some(())
     });
     let wrong = hydrad_says(&["drain", "m7"]);
-    assert_eq!(wrong.code, 2, "{}", wrong.text);
-    assert!(
-        wrong.errors.contains("knows no machine 'm7'"),
-        "{}",
-        wrong.errors
-    );
+    assert_eq!(wrong.code, 2, "{}", wrong.out);
+    assert!(wrong.err.contains("knows no machine 'm7'"), "{}", wrong.err);
     let wrong = hydrad_says(&["drain", "m1", "--until", "yesterday"]);
-    assert!(wrong.errors.contains("that is over"), "{}", wrong.errors);
+    assert!(wrong.err.contains("that is over"), "{}", wrong.err);
     let drained = hydrad_says(&["drain", "m1", "--until", "2h", "--reason", "new disk"]);
-    assert_eq!(drained.code, 0, "{}", drained.errors);
+    assert_eq!(drained.code, 0, "{}", drained.err);
     explains(
         &site,
         &mut hydrad,
@@ -350,7 +328,7 @@ fn what_an_operator_ordered() {
     let mut hydrad = site.start();
     explains(&site, &mut hydrad, &id, &words);
     let enabled = hydrad_says(&["enable", "m1"]);
-    assert_eq!(enabled.code, 0, "{}", enabled.errors);
+    assert_eq!(enabled.code, 0, "{}", enabled.err);
     hydrad.eventually("both builds should stand at the gate", || {
         (gate.waiting() == 3).then_some(())
     });
@@ -363,7 +341,7 @@ fn what_an_operator_ordered() {
     ));
     hydrad.wait_log("adding machine 'm2'");
     let disabled = hydrad_says(&["disable", "m1"]);
-    assert_eq!(disabled.code, 0, "{}", disabled.errors);
+    assert_eq!(disabled.code, 0, "{}", disabled.err);
     hydrad.eventually("both builds should stand at the gate again", || {
         (gate.waiting() == 5).then_some(())
     });
@@ -411,8 +389,8 @@ fn the_database_is_away_and_then_a_disk_is_nearly_full() {
     hydrad.wait_log("the database is away");
     let mut last = String::new();
     hydrad.eventually("explain should say that the database is away", || {
-        let told = told(&mut site.hydrad(&["explain", &third]).command());
-        last = format!("{}{}", told.text, told.errors);
+        let told = said(&mut site.hydrad(&["explain", &third]).command());
+        last = format!("{}{}", told.out, told.err);
         let words = [
             "nothing is started: PostgreSQL is away: ",
             "the database cannot be asked: ",
@@ -420,12 +398,12 @@ fn the_database_is_away_and_then_a_disk_is_nearly_full() {
         ];
         (told.code == 0 && words.iter().all(|word| last.contains(word))).then_some(())
     });
-    let json = told(&mut site.hydrad(&["explain", "--json", &third]).command());
-    let json: Value = serde_json::from_str(&json.text).expect("JSON");
+    let json = said(&mut site.hydrad(&["explain", "--json", &third]).command());
+    let json = json.json();
     assert_eq!(state(&json), "held");
     assert_eq!(json["now"]["step"]["holds"][0]["hold"], "database-away");
-    let machine = told(&mut site.hydrad(&["explain", "m1"]).command());
-    assert!(machine.text.contains("machine ‘m1’: "), "{}", machine.text);
+    let machine = said(&mut site.hydrad(&["explain", "m1"]).command());
+    assert!(machine.out.contains("machine ‘m1’: "), "{}", machine.out);
     pg.start_server();
     wait_finished(&site, &mut hydrad, &jobs);
 
@@ -450,13 +428,13 @@ fn the_database_is_away_and_then_a_disk_is_nearly_full() {
 
     // Nobody is there: the command says so, and what it tried.
     pg.stop_server();
-    let alone = told(&mut site.hydrad(&["explain", "1"]).command());
-    assert_eq!(alone.code, 2, "{}", alone.text);
+    let alone = said(&mut site.hydrad(&["explain", "1"]).command());
+    assert_eq!(alone.code, 2, "{}", alone.out);
     assert!(
-        alone.errors.contains("the database cannot be asked: ")
-            && alone.errors.contains("status_address = none"),
+        alone.err.contains("the database cannot be asked: ")
+            && alone.err.contains("status_address = none"),
         "{}",
-        alone.errors
+        alone.err
     );
     pg.start_server();
 }

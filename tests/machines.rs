@@ -3,39 +3,16 @@
 
 mod common;
 
-use std::process::Command;
-
-use common::{stub_jobs, system, FarMachine, Hydrad, NixStore, Pg, Site, TestDir};
+use common::{said, stub_jobs, system, FarMachine, Hydrad, NixStore, Pg, Said, Site, TestDir};
 use serde_json::Value;
 
-struct Told {
-    code: i32,
-    text: String,
-    errors: String,
-}
-
-fn told(command: &mut Command) -> Told {
-    let output = command.output().expect("hydrad should start");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
-    Told {
-        code: output.status.code().expect("no signal"),
-        text: text(output.stdout),
-        errors: text(output.stderr),
-    }
-}
-
-fn json(told: &Told) -> Value {
-    serde_json::from_str(&told.text)
-        .unwrap_or_else(|error| panic!("{error}: {}{}", told.text, told.errors))
-}
-
 /// `hydrad machines test --json NAMES` with a store and a machines file and nothing else: no database, no HYDRA_DATA.
-fn trial(store: &NixStore, file: &str, env: &[(String, String)], names: &[&str]) -> Told {
+fn trial(store: &NixStore, file: &str, env: &[(String, String)], names: &[&str]) -> Said {
     let dir = TestDir::new(store.owner());
     let machines = dir.file("machines", file, store.owner());
     let args = [&["machines", "test", "--json"], names].concat();
     let scratch = dir.sub("tmp", store.owner());
-    let told = told(
+    let told = said(
         &mut Hydrad::run(&args)
             .store(store)
             .env("NIX_REMOTE_SYSTEMS", machines.display().to_string())
@@ -90,8 +67,8 @@ fn a_machine_behind_ssh_is_tried_from_connecting_to_cleaning_up() {
         system()
     );
     let first = trial(&store, &file, &far.env(), &["far", "localhost"]);
-    assert_eq!(first.code, 0, "{}{}", first.text, first.errors);
-    let answer = json(&first);
+    assert_eq!(first.code, 0, "{}{}", first.out, first.err);
+    let answer = first.json();
     assert_eq!(answer["ok"], true);
     let build = format!("build {}: ok", system());
     assert_eq!(
@@ -132,8 +109,8 @@ fn a_machine_behind_ssh_is_tried_from_connecting_to_cleaning_up() {
 
     // What the machines file promises and the machine does not have is found, and told what to do about.
     let wrong = trial(&store, &file, &far.env(), &["ssh://far"]);
-    assert_eq!(wrong.code, 1, "{}{}", wrong.text, wrong.errors);
-    let answer = json(&wrong);
+    assert_eq!(wrong.code, 1, "{}{}", wrong.out, wrong.err);
+    let answer = wrong.json();
     for what in ["build riscv64-linux", "features"] {
         let check = check(&answer, 0, what);
         assert_eq!(check["result"], "failed", "{check}");
@@ -150,9 +127,9 @@ fn a_machine_behind_ssh_is_tried_from_connecting_to_cleaning_up() {
     let nobody = trial(&store, &file, &far.env(), &["fare"]);
     assert_eq!(nobody.code, 2);
     assert!(
-        nobody.errors.contains("no machine 'fare'") && nobody.errors.contains("far, localhost"),
+        nobody.err.contains("no machine 'fare'") && nobody.err.contains("far, localhost"),
         "{}",
-        nobody.errors
+        nobody.err
     );
 }
 
@@ -168,9 +145,9 @@ fn a_machine_that_cannot_be_built_on_says_what_to_do() {
     site.stubs.set("closed", &[("fault", "refuse-in-connect")]);
     site.stubs.set("full", &[("fault", "die-in-import")]);
     site.stubs.set("chatty", &[("fault", "garbage-greeting")]);
-    let tried = told(&mut site.hydrad(&["machines", "test", "--json"]).command());
-    assert_eq!(tried.code, 1, "{}", tried.errors);
-    let answer = json(&tried);
+    let tried = said(&mut site.hydrad(&["machines", "test", "--json"]).command());
+    assert_eq!(tried.code, 1, "{}", tried.err);
+    let answer = tried.json();
     for (machine, failed, words, advice) in [
         (0, "connection", "Connection refused", "does sshd run there"),
         (1, "send", "the stub dies in import", "nix-store --verify"),
@@ -197,13 +174,13 @@ fn a_machine_that_cannot_be_built_on_says_what_to_do() {
         );
     }
     // For people: a line for each check, and what to try below what failed.
-    let text = told(&mut site.hydrad(&["machines", "test", "closed"]).command());
+    let text = said(&mut site.hydrad(&["machines", "test", "closed"]).command());
     assert_eq!(text.code, 1);
     assert!(
-        text.text.starts_with("closed\n  failed   connection")
-            && text.text.contains("try: does sshd run"),
+        text.out.starts_with("closed\n  failed   connection")
+            && text.out.contains("try: does sshd run"),
         "{}",
-        text.text
+        text.out
     );
 }
 
@@ -214,31 +191,27 @@ fn machines_are_shown_with_their_standing_and_without_a_queue_runner_from_the_fi
     let lines = ["m1", "m2", "m3"].map(|name| Site::stub(name, 2, 1, "big"));
     site.machines(&lines.concat());
     site.stubs.set("m3", &[("fault", "refuse-in-connect")]);
-    let before = told(&mut site.hydrad(&["machines", "--json"]).command());
-    assert_eq!(before.code, 1, "{}", before.text);
-    assert!(
-        before.errors.contains("does not answer"),
-        "{}",
-        before.errors
-    );
-    assert_eq!(json(&before)["machines"][1]["state"], "unknown");
+    let before = said(&mut site.hydrad(&["machines", "--json"]).command());
+    assert_eq!(before.code, 1, "{}", before.out);
+    assert!(before.err.contains("does not answer"), "{}", before.err);
+    assert_eq!(before.json()["machines"][1]["state"], "unknown");
 
     let mut hydrad = site.start();
-    let drained = told(
+    let drained = said(
         &mut site
             .hydrad(&["drain", "m2", "--reason", "new disk"])
             .command(),
     );
-    assert_eq!(drained.code, 0, "{}", drained.errors);
+    assert_eq!(drained.code, 0, "{}", drained.err);
     hydrad.wait_log("‘m2’ was drained by");
     let builds = site.queue(&stub_jobs("j", 6, ""));
     hydrad.wait_log("will disable machine ‘m3’");
     site.wait_all_finished(&mut hydrad);
     assert_eq!(builds.len(), 6);
 
-    let shown = told(&mut site.hydrad(&["machines", "--json"]).command());
-    assert_eq!(shown.code, 0, "{}", shown.errors);
-    let answer = json(&shown);
+    let shown = said(&mut site.hydrad(&["machines", "--json"]).command());
+    assert_eq!(shown.code, 0, "{}", shown.err);
+    let answer = shown.json();
     let machine = |name: &str| {
         let machines = answer["machines"].as_array().expect("machines");
         machines
@@ -256,16 +229,16 @@ fn machines_are_shown_with_their_standing_and_without_a_queue_runner_from_the_fi
     assert!(machine("m3")["last_error"]
         .as_str()
         .is_some_and(|e| e.contains("Connection refused")));
-    let text = told(&mut site.hydrad(&["machines"]).command()).text;
+    let text = said(&mut site.hydrad(&["machines"]).command()).out;
     assert!(
         text.contains("‘m2’ was drained by") && text.contains("‘m3’ is set aside for"),
         "{text}"
     );
 
     hydrad.terminate();
-    let alone = told(&mut site.hydrad(&["machines", "--json"]).command());
+    let alone = said(&mut site.hydrad(&["machines", "--json"]).command());
     assert_eq!(alone.code, 1);
-    assert_eq!(json(&alone)["machines"][1]["state"], "drained");
+    assert_eq!(alone.json()["machines"][1]["state"], "drained");
 }
 
 #[test]
@@ -278,7 +251,7 @@ fn a_full_disk_here_pauses_everything_and_one_on_a_machine_that_machine() {
     std::fs::create_dir(&logs).expect("a folder");
     let mut hydrad = site.hydrad(&["run"]).on_tmpfs(&logs, "32m").start();
     hydrad.wait_log("ready: ");
-    let ask = |args: &[&str]| told(&mut site.hydrad(args).command());
+    let ask = |args: &[&str]| said(&mut site.hydrad(args).command());
 
     // Here.
     let seen = format!("/proc/{}/root{}/filler", hydrad.pid(), logs.display());
@@ -291,16 +264,16 @@ fn a_full_disk_here_pauses_everything_and_one_on_a_machine_that_machine() {
     let first = site.queue(&stub_jobs("a", 1, ""))[0].to_string();
     let held = "nothing is started: only ";
     hydrad.eventually("explain should name the disk", || {
-        ask(&["explain", &first]).text.contains(held).then_some(())
+        ask(&["explain", &first]).out.contains(held).then_some(())
     });
-    let explained = json(&ask(&["explain", "--json", &first]));
+    let explained = ask(&["explain", "--json", &first]).json();
     assert_eq!(explained["now"]["step"]["at"]["state"], "held");
     assert_eq!(explained["now"]["step"]["holds"][0]["hold"], "disk-low");
     let status = ask(&["status"]);
     assert!(
-        status.text.contains("nothing is started since") && status.text.contains("(build logs)"),
+        status.out.contains("nothing is started since") && status.out.contains("(build logs)"),
         "{}",
-        status.text
+        status.out
     );
     assert_eq!(site.ask::<i64>("select count(*) from BuildSteps"), 0);
     std::fs::remove_file(&seen).expect("make room");
@@ -312,7 +285,7 @@ fn a_full_disk_here_pauses_everything_and_one_on_a_machine_that_machine() {
     site.queue(&stub_jobs("b", 1, ""));
     let line = hydrad.wait_log("nothing is started on ‘m1’");
     assert!(line.contains("only 1 MiB are free in "), "{line}");
-    let shown = json(&ask(&["machines", "--json"]));
+    let shown = ask(&["machines", "--json"]).json();
     let m1 = &shown["machines"][0];
     assert_eq!(
         (&m1["name"], &m1["state"]),
@@ -366,12 +339,11 @@ fn a_machine_that_breaks_what_is_built_there_is_set_aside_and_fails_no_build() {
     let tries =
         "select count(*) between 3 and 6 from BuildSteps where machine = 'bad' and status = 1";
     assert!(site.ask::<bool>(tries));
-    let explained = told(&mut site.hydrad(&["explain", "bad"]).command());
+    let explained = said(&mut site.hydrad(&["explain", "bad"]).command());
     assert!(
-        explained.text.contains("is set aside for")
-            && explained.text.contains("failed there alike"),
+        explained.out.contains("is set aside for") && explained.out.contains("failed there alike"),
         "{}",
-        explained.text
+        explained.out
     );
 
     // One that says so of itself fails, after a second opinion and no more, and no machine suffers for it.

@@ -21,12 +21,7 @@ impl Cache {
     fn new(store: &NixStore) -> Cache {
         let dir = TestDir::new(store.owner());
         dir.sub("cache", store.owner());
-        let mut keygen = store.command("nix-store");
-        output_of(
-            keygen
-                .args(["--generate-binary-cache-key", "test-1", "secret", "public"])
-                .current_dir(dir.path()),
-        );
+        store.signing_key(&dir);
         Cache { dir }
     }
 

@@ -6,9 +6,7 @@
 //!
 //! Exit code: 0 all is well, 1 there are problems, 2 something could not be checked.
 
-use std::ffi::CString;
 use std::io::{self, Write};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use crate::config::machines::{LocalHost, MachineLine, MachinesFiles, MachinesFromEnv};
@@ -16,6 +14,7 @@ use crate::config::settings::{self, Override, Service, Settings, Verdict};
 use crate::db::locks::{self, CONNECTIONS_BESIDE_POOL};
 use crate::db::schema::{self, SchemaState};
 use crate::db::{DbError, DbTarget};
+use crate::sys::access;
 
 const APPLICATION: &str = "hydrad-check";
 
@@ -500,11 +499,7 @@ fn folder_state(path: &Path) -> Folder {
     if !nearest.is_dir() {
         return Folder::SomethingElse;
     }
-    let writable = CString::new(nearest.as_os_str().as_bytes()).is_ok_and(|name| {
-        // SAFETY: `name` ends in NUL and outlives the call.
-        unsafe { libc::access(name.as_ptr(), libc::W_OK | libc::X_OK) == 0 }
-    });
-    match (writable, nearest == path) {
+    match (access::may_fill(nearest), nearest == path) {
         (false, _) => Folder::NotWritable(nearest.to_owned()),
         (true, true) => Folder::Writable,
         (true, false) => Folder::CanBeMade,
@@ -542,13 +537,9 @@ fn find_program(program: &str, path: &str) -> Option<PathBuf> {
             .map(|d| d.join(program))
             .collect(),
     };
-    candidates.into_iter().find(|candidate| {
-        candidate.is_file()
-            && CString::new(candidate.as_os_str().as_bytes()).is_ok_and(|name| {
-                // SAFETY: as in `folder_state`.
-                unsafe { libc::access(name.as_ptr(), libc::X_OK) == 0 }
-            })
-    })
+    candidates
+        .into_iter()
+        .find(|candidate| candidate.is_file() && access::may_execute(candidate))
 }
 
 fn write_json(out: &mut dyn Write, rows: &[CheckRow], code: u8) -> io::Result<()> {

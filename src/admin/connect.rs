@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use crate::config::settings::{Override, Settings};
 use crate::db::connect::{self, DbTarget};
 use crate::db::embedded::Embedded;
-use crate::store::local::is_writable;
+use crate::sys::access::may_write;
 
 /// `--state DIR`, common to the commands that need the database.
 #[derive(clap::Args, Clone, Debug, Default)]
@@ -87,7 +87,7 @@ impl StateArgs {
 /// Whether a folder exists and can be written, or can be made.
 fn is_makeable(folder: &Path) -> bool {
     let nearest = folder.ancestors().find(|ancestor| ancestor.exists());
-    nearest.is_some_and(is_writable)
+    nearest.is_some_and(may_write)
 }
 
 /// Whether the garbage collector finds roots in this folder.

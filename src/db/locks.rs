@@ -154,6 +154,25 @@ pub fn foreign_sessions(client: &mut Client, service: Service) -> Result<Vec<Ses
     Ok(rows.iter().map(session).collect())
 }
 
+/// Why a service must not start: Hydra's own program for this job, called `what`, is at work. `None` if it is not.
+///
+/// # Errors
+/// Of the database.
+pub fn foreign_at_work(
+    client: &mut Client,
+    service: Service,
+    what: &str,
+) -> Result<Option<String>, DbError> {
+    let sessions = foreign_sessions(client, service)?;
+    let listed: Vec<String> = sessions.iter().map(ToString::to_string).collect();
+    Ok((!listed.is_empty()).then(|| {
+        format!(
+            "Hydra's own {what} works on this database: {}; stop it first, or start with --beside if you know better",
+            listed.join(", ")
+        )
+    }))
+}
+
 /// Connections of a service beside its pool: one that listens, one that holds its lock.
 pub const CONNECTIONS_BESIDE_POOL: u32 = 2;
 

@@ -27,6 +27,11 @@ impl StoreDir {
         &self.0
     }
 
+    /// A path that no store has, to ask for when only the answer matters.
+    pub fn nowhere(&self) -> String {
+        self.join("00000000000000000000000000000000-none")
+    }
+
     /// The store path with this base name.
     pub fn join(&self, base_name: &str) -> String {
         format!("{}/{}", self.0, base_name)

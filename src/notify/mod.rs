@@ -351,15 +351,8 @@ fn work(
 
 /// Hydra's own notifier at work on this database.
 fn refuse_foreign(client: &mut postgres::Client) -> Result<(), Error> {
-    let sessions = locks::foreign_sessions(client, Service::Notify)?;
-    if sessions.is_empty() {
-        return Ok(());
-    }
-    let sessions: Vec<String> = sessions.iter().map(ToString::to_string).collect();
-    Err(Error::Running(format!(
-        "Hydra's own notifier works on this database: {}; stop it first, or start with --beside if you know better",
-        sessions.join(", ")
-    )))
+    let at_work = locks::foreign_at_work(client, Service::Notify, "notifier")?;
+    at_work.map_or(Ok(()), |why| Err(Error::Running(why)))
 }
 
 /// Their job sets would silently not be made any more.

@@ -580,7 +580,7 @@ fn local_store(settings: &Settings) -> LocalStore {
 /// A message that says what to mend.
 pub fn look_at_destination(settings: &Settings) -> Result<Destination, String> {
     let local = Arc::new(local_store(settings));
-    let nowhere = local.dir().join("00000000000000000000000000000000-none");
+    let nowhere = local.dir().nowhere();
     let uri = settings.store_uri.as_deref();
     let destination = Destination::open(uri, local, &manner(settings, false))?;
     destination.valid_paths(&[nowhere])?;
@@ -602,15 +602,8 @@ fn manner(settings: &Settings, writes: bool) -> Manner {
 
 /// Hydra's own queue runner at work on this database.
 fn refuse_foreign(client: &mut postgres::Client) -> Result<(), Error> {
-    let sessions = locks::foreign_sessions(client, ServiceName::QueueRunner)?;
-    if sessions.is_empty() {
-        return Ok(());
-    }
-    let sessions: Vec<String> = sessions.iter().map(ToString::to_string).collect();
-    Err(Error::Running(format!(
-        "Hydra's own queue runner works on this database: {}; stop it first, or start with --beside if you know better",
-        sessions.join(", ")
-    )))
+    let at_work = locks::foreign_at_work(client, ServiceName::QueueRunner, "queue runner")?;
+    at_work.map_or(Ok(()), |why| Err(Error::Running(why)))
 }
 
 fn warn_of_few_connections(client: &mut postgres::Client, pooled_max: u32) -> Result<(), Error> {

@@ -116,7 +116,7 @@ impl Destination {
     ) -> Result<Destination, String> {
         let place = match uri {
             Some(uri) if !is_local(uri) && !is_cache(uri) => {
-                let nowhere = local.dir().join("00000000000000000000000000000000-none");
+                let nowhere = local.dir().nowhere();
                 let store = NixCopy::open(
                     uri,
                     manner.lifetimes,

@@ -21,6 +21,7 @@ use crate::model::UnixSecs;
 use crate::nix::products::{self, MemberScan};
 use crate::nix::realisation::{OutputId, Realisation};
 use crate::nix::{Derivation, StoreDir, ValidPathInfo};
+use crate::sys::access::may_write;
 use crate::sys::child::{self, plain_error, PipedChild};
 use crate::sys::heartbeat;
 use crate::sys::kill::KillSwitch;
@@ -119,7 +120,7 @@ impl LocalStore {
                     .unwrap_or_default()
                     .into(),
             ),
-            None | Some("auto") if !is_writable(Path::new(&state)) && socket.exists() => {
+            None | Some("auto") if !may_write(Path::new(&state)) && socket.exists() => {
                 Way::Socket(socket)
             }
             _ => Way::Stdio(daemon_program.to_owned()),
@@ -589,14 +590,4 @@ fn permits(count: usize) -> (Sender<()>, Receiver<()>) {
         let _ = permits.0.send(());
     }
     permits
-}
-
-/// Whether this process may write to a file or folder.
-pub fn is_writable(path: &Path) -> bool {
-    use std::os::unix::ffi::OsStrExt;
-    let Ok(path) = std::ffi::CString::new(path.as_os_str().as_bytes()) else {
-        return false;
-    };
-    // SAFETY: the string is terminated and lives through the call.
-    unsafe { libc::access(path.as_ptr(), libc::W_OK) == 0 }
 }

@@ -2,6 +2,7 @@
 //!
 //! Knows nothing of builds, machines or tables.
 
+pub mod access;
 pub mod child;
 pub mod clock;
 pub mod heartbeat;

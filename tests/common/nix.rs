@@ -120,6 +120,13 @@ impl NixStore {
         self.store(&["-r", drv]).lines().map(String::from).collect()
     }
 
+    /// A key to sign with, named `test-1`: the files `secret` and `public` in this folder.
+    pub fn signing_key(&self, dir: &TestDir) {
+        let mut keygen = self.command("nix-store");
+        keygen.args(["--generate-binary-cache-key", "test-1", "secret", "public"]);
+        output_of(keygen.current_dir(dir.path()));
+    }
+
     pub fn outputs(&self, drv: &str) -> Vec<String> {
         self.store(&["-q", "--outputs", drv])
             .lines()
