@@ -3,7 +3,7 @@
 //! The rooms, and which may use which, are in ARCHITECTURE.md:
 //!
 //! ```text
-//! main -> queue, notify, admin -> web -> store, db, plan -> wire, nix, config -> model -> base
+//! main -> queue, eval, notify, admin -> web -> store, db, plan -> wire, nix, config -> model -> base
 //! sys: used by the services, store and db only
 //! ```
 
@@ -12,6 +12,7 @@ pub mod base;
 pub mod cli;
 pub mod config;
 pub mod db;
+pub mod eval;
 pub mod model;
 pub mod nix;
 pub mod notify;
