@@ -3,6 +3,7 @@
 //! Knows the names of settings and the syntax of the files. Does not know what a setting is used
 //! for, opens no connection and starts no program.
 
+pub mod declarative;
 pub mod hydra_conf;
 pub mod machines;
 pub mod notify;

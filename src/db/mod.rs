@@ -4,6 +4,7 @@
 //! running service, and what Hydra's schema looks like. Does not decide anything about builds.
 
 pub mod connect;
+pub mod declarative;
 pub mod embedded;
 pub mod enqueue;
 pub mod error;
