@@ -4,9 +4,11 @@
 //!
 //! An object of objects names jobsets. Any other object describes one jobset: the one whose job makes the first kind.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use serde_json::{Map, Value};
+use serde_json::{json, Map, Value};
+
+use super::fields::{changed, Fields};
 
 /// The name of the jobset that makes the other jobsets of a declarative project.
 pub const JOBSETS: &str = ".jobsets";
@@ -105,7 +107,7 @@ fn jobsets(object: Map<String, Value>) -> BTreeMap<String, Result<JobsetSpec, St
 }
 
 /// As the web server wants the names of jobsets to be.
-fn is_name(name: &str) -> bool {
+pub fn is_name(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && name.len() <= 255
         && name
@@ -225,24 +227,14 @@ impl JobsetSpec {
 
     /// What differs, a line each, as `keepnr: 3 -> 5`.
     pub fn differences(&self, after: &JobsetSpec) -> Vec<String> {
-        let (old, new) = (self.fields(), after.fields());
-        let keys: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
-        let word = |fields: &BTreeMap<String, String>, key: &String| {
-            fields
-                .get(key)
-                .cloned()
-                .unwrap_or_else(|| "nothing".to_owned())
-        };
-        keys.into_iter()
-            .filter(|key| old.get(*key) != new.get(*key))
-            .map(|key| format!("{key}: {} -> {}", word(&old, key), word(&new, key)))
-            .collect()
+        let differing = changed(&self.fields(), &after.fields());
+        differing.iter().map(ToString::to_string).collect()
     }
 
-    /// What is said, by key, as one would write it in JSON.
-    fn fields(&self) -> BTreeMap<String, String> {
-        let number = |value: Option<i32>| value.map(|number| number.to_string());
-        let text = |value: &Option<String>| value.as_ref().map(|text| format!("{text:?}"));
+    /// What is said, by key.
+    pub fn fields(&self) -> Fields {
+        let number = |value: Option<i32>| value.map(Value::from);
+        let text = |value: &Option<String>| value.clone().map(Value::from);
         let fields = [
             ("enabled", number(self.enabled)),
             ("hidden", number(self.hidden)),
@@ -256,7 +248,7 @@ impl JobsetSpec {
             ("enableemail", number(self.enable_email)),
             (
                 "enable_dynamic_run_command",
-                self.enable_dynamic_run_command.map(|yes| yes.to_string()),
+                self.enable_dynamic_run_command.map(Value::from),
             ),
             ("emailoverride", text(&self.email_override)),
             ("keepnr", number(self.keep_evaluations)),
@@ -264,22 +256,16 @@ impl JobsetSpec {
         let said = fields
             .into_iter()
             .filter_map(|(key, value)| Some((key.to_owned(), value?)));
-        let inputs = self.inputs.iter().map(|(name, input)| {
-            let value = input
-                .value
-                .as_ref()
-                .map_or_else(String::new, |value| format!(" {value:?}"));
-            let told = if input.email_responsible {
-                ", committers told"
-            } else {
-                ""
-            };
-            (
-                format!("inputs.{name}"),
-                format!("{}{value}{told}", input.kind),
-            )
-        });
+        let inputs = self.inputs.iter();
+        let inputs = inputs.map(|(name, input)| (format!("inputs.{name}"), input.as_json()));
         said.chain(inputs).collect()
+    }
+}
+
+impl SpecInput {
+    /// As one would write it in a specification.
+    pub fn as_json(&self) -> Value {
+        json!({"type": self.kind, "value": self.value, "emailresponsible": self.email_responsible})
     }
 }
 

@@ -4,10 +4,12 @@
 //! for, opens no connection and starts no program.
 
 pub mod declarative;
+pub mod fields;
 pub mod hydra_conf;
 pub mod machines;
 pub mod notify;
 pub mod pattern;
+pub mod project;
 pub mod settings;
 
 pub use hydra_conf::{Document, HydraConfError, Origin};

@@ -5,23 +5,13 @@
 
 use std::collections::BTreeMap;
 
-use postgres::types::ToSql;
-use postgres::{Client, Row, Transaction};
+use postgres::{Client, Transaction};
 
+use super::jobsets::{self, in_transaction, Trigger};
 use super::DbError;
-use crate::config::declarative::{JobsetSpec, SpecInput, JOBSETS};
+use crate::config::declarative::{JobsetSpec, JOBSETS};
 
 const SELECT_PROJECT: &str = include_str!("../../sql/declarative/select_project.sql");
-const LOCK_JOBSETS: &str = include_str!("../../sql/declarative/lock_jobsets.sql");
-const SELECT_INPUTS: &str = include_str!("../../sql/declarative/select_inputs.sql");
-const INSERT_JOBSET: &str = include_str!("../../sql/declarative/insert_jobset.sql");
-const UPDATE_JOBSET: &str = include_str!("../../sql/declarative/update_jobset.sql");
-const DISABLE_JOBSETS: &str = include_str!("../../sql/declarative/disable_jobsets.sql");
-const DELETE_INPUTS: &str = include_str!("../../sql/declarative/delete_inputs.sql");
-const INSERT_INPUTS: &str = include_str!("../../sql/declarative/insert_inputs.sql");
-
-/// Tries of a transaction that lost a race.
-const TRIES_MAX: u32 = 5;
 
 /// Whether rows are changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -88,7 +78,7 @@ pub fn apply(
         });
         applied.disabled = gone.map(|(name, _)| name.clone()).collect();
         if !applied.disabled.is_empty() {
-            tx.execute(DISABLE_JOBSETS, &[&project, &applied.disabled])?;
+            jobsets::hide_jobsets(tx, project, &applied.disabled)?;
         }
         Ok(Some(applied))
     })
@@ -131,25 +121,7 @@ fn repeatedly<T>(
     mode: Mode,
     mut work: impl FnMut(&mut Transaction<'_>) -> Result<T, DbError>,
 ) -> Result<T, DbError> {
-    let mut tries = 0;
-    loop {
-        tries += 1;
-        let mut once = || {
-            let mut tx = client.transaction()?;
-            tx.batch_execute(include_str!("../../sql/admin/limit_lock_wait.sql"))?;
-            let result = work(&mut tx)?;
-            match mode {
-                Mode::Apply => tx.commit()?,
-                Mode::Rehearse => tx.rollback()?,
-            }
-            Ok(result)
-        };
-        match once() {
-            Err(DbError::Statement(error))
-                if super::error::is_retryable(&error) && tries < TRIES_MAX => {}
-            result => return result,
-        }
-    }
+    in_transaction(client, |tx| Ok((work(tx)?, mode == Mode::Apply)))
 }
 
 /// Whether jobsets of this project may have dynamic RunCommands; `None` if there is no such project.
@@ -166,45 +138,12 @@ fn current(
     tx: &mut Transaction<'_>,
     project: &str,
 ) -> Result<BTreeMap<String, JobsetSpec>, DbError> {
-    let rows = tx.query(LOCK_JOBSETS, &[&project])?;
-    let mut jobsets: BTreeMap<String, JobsetSpec> =
-        rows.iter().map(|row| (row.get(0), as_it_is(row))).collect();
-    for row in tx.query(SELECT_INPUTS, &[&project])? {
-        let (jobset, name): (String, String) = (row.get(0), row.get(1));
-        let (kind, values): (String, i64) = (row.get(2), row.get(5));
-        let input = SpecInput {
-            // No specification says that, so such an input is always made anew.
-            kind: match values {
-                1 => kind,
-                n => format!("{kind} with {n} values"),
-            },
-            value: row.get(4),
-            email_responsible: row.get(3),
-        };
-        if let Some(jobset) = jobsets.get_mut(&jobset) {
-            jobset.inputs.insert(name, input);
-        }
-    }
-    Ok(jobsets)
-}
-
-fn as_it_is(row: &Row) -> JobsetSpec {
-    JobsetSpec {
-        enabled: row.get(1),
-        hidden: row.get(2),
-        kind: row.get(3),
-        flake: row.get(4),
-        description: row.get(5),
-        nix_expr_input: row.get(6),
-        nix_expr_path: row.get(7),
-        check_interval: row.get(8),
-        scheduling_shares: row.get(9),
-        enable_email: row.get(10),
-        enable_dynamic_run_command: row.get(11),
-        email_override: row.get(12),
-        keep_evaluations: row.get(13),
-        inputs: BTreeMap::new(),
-    }
+    jobsets::lock_jobsets(tx, project, None)?;
+    let stored = jobsets::jobsets(tx, Some(project), None)?;
+    let named = stored
+        .into_iter()
+        .map(|jobset| (jobset.name, jobset.settings));
+    Ok(named.collect())
 }
 
 fn note(applied: &mut Applied, name: &str, was_there: bool, result: Result<Vec<String>, String>) {
@@ -241,7 +180,14 @@ fn change(
     }
     // What PostgreSQL does not take of this one must not undo the others.
     let mut part = tx.transaction()?;
-    match write(&mut part, project, name, &after, before) {
+    match jobsets::write_jobset(
+        &mut part,
+        project,
+        name,
+        before,
+        &after,
+        Trigger::ByInterval,
+    ) {
         Ok(()) => part.commit()?,
         Err(DbError::Statement(error))
             if error.code().is_some()
@@ -254,52 +200,4 @@ fn change(
         Err(error) => return Err(error),
     }
     Ok(Ok(differences))
-}
-
-fn write(
-    tx: &mut Transaction<'_>,
-    project: &str,
-    name: &str,
-    after: &JobsetSpec,
-    before: Option<&JobsetSpec>,
-) -> Result<(), DbError> {
-    let row: [&(dyn ToSql + Sync); 15] = [
-        &project,
-        &name,
-        &after.enabled,
-        &after.hidden,
-        &after.kind,
-        &after.flake,
-        &after.description,
-        &after.nix_expr_input,
-        &after.nix_expr_path,
-        &after.check_interval,
-        &after.scheduling_shares,
-        &after.enable_email,
-        &after.enable_dynamic_run_command,
-        &after.email_override,
-        &after.keep_evaluations,
-    ];
-    let sql = match before {
-        None => INSERT_JOBSET,
-        Some(_) => UPDATE_JOBSET,
-    };
-    tx.execute(sql, &row)?;
-    if before.is_some_and(|before| before.inputs == after.inputs) {
-        return Ok(());
-    }
-    tx.execute(DELETE_INPUTS, &[&project, &name])?;
-    let inputs = &after.inputs;
-    let names: Vec<&String> = inputs.keys().collect();
-    let kinds: Vec<&String> = inputs.values().map(|input| &input.kind).collect();
-    let told: Vec<i32> = inputs
-        .values()
-        .map(|input| i32::from(input.email_responsible))
-        .collect();
-    let values: Vec<&Option<String>> = inputs.values().map(|input| &input.value).collect();
-    tx.execute(
-        INSERT_INPUTS,
-        &[&project, &name, &names, &kinds, &told, &values],
-    )?;
-    Ok(())
 }

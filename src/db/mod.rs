@@ -10,6 +10,7 @@ pub mod enqueue;
 pub mod error;
 pub mod facts;
 pub mod history;
+pub mod jobsets;
 pub mod known_output;
 pub mod ledger;
 pub mod leftovers;

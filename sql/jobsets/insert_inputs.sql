@@ -1,4 +1,4 @@
--- Caller: db/declarative.rs, for a locked jobset. Rows: its inputs, with one value each.
+-- Caller: db/jobsets.rs, for a locked jobset. Rows: its inputs, with one value each.
 with made as (
     insert into JobsetInputs (project, jobset, name, type, emailResponsible)
     select $1, $2, u.name, u.type, u.responsible
