@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-/// The channels that events come on, in the order of Hydra's notifier.
-pub const CHANNELS: [&str; 10] = [
+/// The channels that events come on, in the order of Hydra's notifier; the last is hydrad's own.
+pub const CHANNELS: [&str; 11] = [
     "build_finished",
     "build_queued",
     "build_started",
@@ -14,7 +14,12 @@ pub const CHANNELS: [&str; 10] = [
     "eval_failed",
     "eval_started",
     "step_finished",
+    EVAL_ERROR_CHANGED,
 ];
+
+/// A jobset has an error that is not the one it had before: `traceId TAB jobset id`. Whoever writes that error puts the event into
+/// the same transaction (`sql/queue/notify_all.sql`). Hydra has no such event: there the evaluator itself sends the mail.
+pub const EVAL_ERROR_CHANGED: &str = "eval_error_changed";
 
 /// An operator wants to see the metrics.
 pub const DUMP_METRICS: &str = "hydra_notify_dump_metrics";
@@ -50,6 +55,10 @@ pub enum Event {
         jobset: i32,
     },
     EvalFailed {
+        trace: String,
+        jobset: i32,
+    },
+    EvalErrorChanged {
         trace: String,
         jobset: i32,
     },
@@ -127,18 +136,13 @@ fn parsed(channel: &str, fields: &[&str]) -> Result<Event, &'static str> {
                     .map(str::to_owned),
             }
         }
-        "eval_started" | "eval_failed" => {
+        "eval_started" | "eval_failed" | EVAL_ERROR_CHANGED => {
             count(2)?;
-            let jobset = id(fields[1])?;
+            let (trace, jobset) = (trace(), id(fields[1])?);
             match channel {
-                "eval_started" => Event::EvalStarted {
-                    trace: trace(),
-                    jobset,
-                },
-                _ => Event::EvalFailed {
-                    trace: trace(),
-                    jobset,
-                },
+                "eval_started" => Event::EvalStarted { trace, jobset },
+                "eval_failed" => Event::EvalFailed { trace, jobset },
+                _ => Event::EvalErrorChanged { trace, jobset },
             }
         }
         "eval_added" | "eval_cached" => {
@@ -180,6 +184,7 @@ impl Event {
             Event::StepFinished { .. } => "stepFinished",
             Event::EvalStarted { .. } => "evalStarted",
             Event::EvalFailed { .. } => "evalFailed",
+            Event::EvalErrorChanged { .. } => "evalErrorChanged",
             Event::EvalAdded { .. } => "evalAdded",
             Event::EvalCached { .. } => "evalCached",
         }
@@ -197,6 +202,7 @@ pub fn channel_of(name: &str) -> Option<&'static str> {
         "stepFinished" => "step_finished",
         "evalStarted" => "eval_started",
         "evalFailed" => "eval_failed",
+        "evalErrorChanged" => EVAL_ERROR_CHANGED,
         "evalAdded" => "eval_added",
         "evalCached" => "eval_cached",
         _ => return None,
@@ -216,7 +222,9 @@ impl fmt::Display for Event {
             Event::StepFinished { build, stepnr, .. } => {
                 write!(f, "{name} of step {stepnr} of build {build}")
             }
-            Event::EvalStarted { jobset, .. } | Event::EvalFailed { jobset, .. } => {
+            Event::EvalStarted { jobset, .. }
+            | Event::EvalFailed { jobset, .. }
+            | Event::EvalErrorChanged { jobset, .. } => {
                 write!(f, "{name} of jobset {jobset}")
             }
             Event::EvalAdded { eval, .. } | Event::EvalCached { eval, .. } => {

@@ -29,7 +29,7 @@ impl Webhook {
             channels.push(channel_of(name).ok_or_else(|| {
                 format!(
                     "webhook `{}`: there is no event `{name}`; there are buildQueued, buildStarted, buildFinished, \
-                     cachedBuildQueued, cachedBuildFinished, stepFinished, evalStarted, evalAdded, evalCached, evalFailed",
+                     cachedBuildQueued, cachedBuildFinished, stepFinished, evalStarted, evalAdded, evalCached, evalFailed, evalErrorChanged",
                     block.name
                 )
             })?);
@@ -57,7 +57,9 @@ impl Webhook {
             | Event::CachedBuildQueued { build, .. }
             | Event::CachedBuildFinished { build, .. }
             | Event::StepFinished { build, .. } => *build,
-            Event::EvalStarted { trace, jobset } | Event::EvalFailed { trace, jobset } => {
+            Event::EvalStarted { trace, jobset }
+            | Event::EvalFailed { trace, jobset }
+            | Event::EvalErrorChanged { trace, jobset } => {
                 return Ok(Some(json!({ "trace": trace, "jobsetId": jobset })));
             }
             Event::EvalAdded {
