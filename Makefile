@@ -66,7 +66,7 @@ confdir := $(SYSCONFDIR)/hydrad
 units := hydrad.service hydrad-queue-runner.service hydrad-metrics.socket hydrad-status.socket \
 	hydrad-update-gc-roots.service hydrad-update-gc-roots.timer
 sharedir := $(PREFIX)/share/hydrad
-links := hydra-queue-runner hydra-init hydra-update-gc-roots
+links := hydra-queue-runner hydra-init hydra-update-gc-roots hydra-create-user
 rendered := target/install
 
 # Fill the placeholders of everything under conf/ into $(rendered).

@@ -55,6 +55,8 @@ pub enum Command {
     Simulate(admin::simulate::SimulateArgs),
     #[command(version)]
     UpdateGcRoots(admin::gc_roots::UpdateGcRootsArgs),
+    #[command(version)]
+    CreateUser(admin::create_user::CreateUserArgs),
 }
 
 /// Run all configured services in one process
@@ -178,6 +180,7 @@ pub fn arguments(args: impl IntoIterator<Item = std::ffi::OsString>) -> Vec<std:
         Some("hydra-init") => "init",
         Some("hydra-update-gc-roots") => "update-gc-roots",
         Some("hydra-notify") => "notify",
+        Some("hydra-create-user") => "create-user",
         _ => return args,
     };
     args.insert(1, service.into());

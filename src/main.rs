@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         Command::Log(args) => admin::log::run(&args),
         Command::Simulate(args) => admin::simulate::run(&args),
         Command::UpdateGcRoots(args) => admin::gc_roots::run(&args),
+        Command::CreateUser(args) => admin::create_user::run(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("hydrad: {error:#}");

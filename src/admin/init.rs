@@ -1,11 +1,16 @@
-//! `hydrad init`: makes the tables of a new database, and upgrades Hydra's tables when asked to.
+//! `hydrad init`: makes the tables of a new database, hashes passwords of the time before argon2 anew, and upgrades Hydra's
+//! tables when asked to.
 //!
 //! Knows what to say and to ask beforehand. Does not know SQL or tables; see `db/schema.rs`.
 
 use std::io::{self, BufRead, IsTerminal, Write};
 
-use crate::db::schema::{self, NewVersion, UpgradePlan};
-use crate::db::{DbError, DbTarget};
+use postgres::error::SqlState;
+use postgres::Client;
+
+use super::password;
+use crate::db::schema::{self, NewVersion, UpgradePlan, VERSION_MAX};
+use crate::db::{users, DbError, DbTarget};
 
 const APPLICATION: &str = "hydrad-init";
 
@@ -13,7 +18,8 @@ const APPLICATION: &str = "hydrad-init";
 ///
 /// Without options: in an empty database Hydra's tables are made; in any database hydrad's own
 /// tables are made, in a PostgreSQL schema called `hydrad`, or brought up to date. What else exists
-/// is left alone, so it does no harm to run this again, also at each start.
+/// is left alone, so it does no harm to run this again, also at each start. (As Hydra's own program does, passwords that old
+/// Hydras kept as sha1 sums are hashed anew; who has one logs in as before.)
 ///
 /// Which database: $HYDRA_DATABASE_URL, else $HYDRA_DBI, else `database` in hydra.conf, else
 /// `hydra` on this host. `hydrad check` shows it.
@@ -26,8 +32,8 @@ pub struct InitArgs {
     pub schema: String,
 
     /// Bring Hydra's existing tables to this version (82 to 87); says what becomes of older
-    /// programs and asks first. hydrad serves each of these versions, so this is only needed for
-    /// another program that wants it. Make a backup before
+    /// programs and asks first (without a terminal it only says it). hydrad serves each of these
+    /// versions, so this is only needed for another program that wants it. Make a backup before
     #[arg(long, value_name = "VERSION")]
     pub upgrade_to: Option<i32>,
 
@@ -52,6 +58,9 @@ pub enum InitError {
     /// Nobody is there to be asked.
     #[error("nothing was changed: an upgrade asks first and there is no terminal; use --yes")]
     NobodyToAsk,
+    /// A password cannot be hashed.
+    #[error("cannot hash the password of user `{user}` anew: {cause:#}")]
+    Password { user: String, cause: anyhow::Error },
     /// The output cannot be written.
     #[error("cannot write the output: {0}")]
     Output(#[from] io::Error),
@@ -60,10 +69,11 @@ pub enum InitError {
 /// Carries out `hydrad init`, asking on the terminal.
 pub fn run(args: &InitArgs, target: &DbTarget, out: &mut dyn Write) -> Result<(), InitError> {
     let mut ask = |plan: &UpgradePlan| -> Result<(), InitError> {
+        eprint!("{plan}");
         if !io::stdin().is_terminal() {
             return Err(InitError::NobodyToAsk);
         }
-        eprint!("{plan}Is there a backup, and shall the tables be upgraded? [yes/no] ");
+        eprint!("Is there a backup, and shall the tables be upgraded? [yes/no] ");
         let mut answer = String::new();
         io::stdin().lock().read_line(&mut answer)?;
         match answer.trim() {
@@ -87,6 +97,7 @@ pub fn run_asking(
         _ => NewVersion::V87,
     };
     let done = schema::init(&mut client, new)?;
+    let rehashed = rehash_passwords(&mut client)?;
     let mut upgraded_from = None;
     if let Some(to) = args.upgrade_to {
         let plan = schema::plan_upgrade(&mut client, to)?;
@@ -111,6 +122,7 @@ pub fn run_asking(
             "hydra_tables_created": done.created.is_some(),
             "hydrad_tables_created": done.created_hydrad,
             "hydrad_tables_upgraded_from": done.upgraded_hydrad,
+            "passwords_rehashed": rehashed,
             "upgraded_from": upgraded_from,
             "version": version,
         });
@@ -129,6 +141,19 @@ pub fn run_asking(
             "Hydra's tables are there, at version {version}; left alone"
         )?,
     }
+    if args.upgrade_to.is_none() && version < VERSION_MAX {
+        writeln!(
+            out,
+            "hydrad serves them as they are; what newer ones would mean is told by `hydrad init --upgrade-to {VERSION_MAX}`, \
+             which asks before it changes anything"
+        )?;
+    }
+    if rehashed > 0 {
+        writeln!(
+            out,
+            "hashed {rehashed} passwords anew that were kept as sha1 sums"
+        )?;
+    }
     match (done.created_hydrad, done.upgraded_hydrad) {
         (true, _) => writeln!(out, "made hydrad's own tables")?,
         (false, Some(from)) => writeln!(
@@ -139,4 +164,24 @@ pub fn run_asking(
         (false, None) => writeln!(out, "hydrad's own tables are there; left alone")?,
     }
     Ok(())
+}
+
+/// Hashes what is kept as a sha1 sum; how many passwords that were.
+fn rehash_passwords(client: &mut Client) -> Result<u64, InitError> {
+    let denied = |error: &DbError| matches!(error, DbError::Statement(e) if e.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE));
+    let found = match users::sha1_passwords(client) {
+        Ok(found) => found,
+        // Whoever owns the table will do it.
+        Err(error) if denied(&error) => return Ok(0),
+        Err(error) => return Err(error.into()),
+    };
+    let mut rehashed = 0;
+    for (user, sum) in found {
+        let hash = password::hash(&sum).map_err(|cause| InitError::Password {
+            user: user.clone(),
+            cause,
+        })?;
+        rehashed += u64::from(users::replace_password(client, &user, &sum, &hash)?);
+    }
+    Ok(rehashed)
 }

@@ -28,6 +28,7 @@ pub mod queue;
 pub mod schema;
 pub mod status;
 pub mod tls;
+pub mod users;
 pub mod wanted;
 pub mod writer;
 

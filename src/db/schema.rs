@@ -601,6 +601,11 @@ const STEPS: &[Step] = &[
     },
 ];
 
+/// How often an upgrade tries to get at a table that others use.
+const LOCK_TRIES_MAX: u32 = 5;
+/// The pause between two such tries, in which the others go on.
+const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// What an upgrade would do, to be shown before it is done.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct UpgradePlan {
@@ -662,7 +667,10 @@ impl fmt::Display for UpgradePlan {
                 )?;
             }
         }
-        Ok(())
+        writeln!(
+            f,
+            "  hydrad goes on as before; what is new it uses once it is restarted"
+        )
     }
 }
 
@@ -716,6 +724,9 @@ pub fn plan_upgrade(client: &mut Client, to: i32) -> Result<UpgradePlan, DbError
 
 /// Carries out a plan, one transaction per step; `tell` hears of each step before it starts. After
 /// an error the steps before it stay done, and the upgrade can be repeated.
+///
+/// Others may be using the tables. Whoever waits for one makes everybody else wait behind him, so
+/// an upgrade waits shortly, lets them pass, and comes again, a few times.
 pub fn upgrade(
     client: &mut Client,
     plan: &UpgradePlan,
@@ -727,28 +738,42 @@ pub fn upgrade(
             .find(|s| s.to == planned.to)
             .expect("BUG: a planned step that does not exist");
         tell(&format!("upgrading to {}: {}", step.to, step.what));
-        let mut transaction = locked(client)?;
-        transaction.batch_execute(LIMIT_LOCK_WAIT)?;
-        let moved = transaction.execute(SET_VERSION, &[&step.to, &(step.to - 1)])?;
-        if moved != 1 {
-            return Err(DbError::Schema(format!(
-                "the tables are no longer at version {}: somebody else upgrades them; look again \
-                 with `hydrad check`",
-                step.to - 1
-            )));
-        }
-        transaction.batch_execute(step.sql).map_err(|e| {
-            let busy = e.code() == Some(&postgres::error::SqlState::LOCK_NOT_AVAILABLE);
-            match busy {
-                true => DbError::Schema(format!(
-                    "upgrading to {}: other programs use the tables; stop Hydra's programs and \
-                     repeat the upgrade",
+        let mut tries = 1;
+        while !take_step(client, step)? {
+            if tries == LOCK_TRIES_MAX {
+                return Err(DbError::Schema(format!(
+                    "upgrading to {}: other programs use the tables all the time; stop Hydra's \
+                     programs and repeat the upgrade",
                     step.to
-                )),
-                false => DbError::Statement(e),
+                )));
             }
-        })?;
-        transaction.commit()?;
+            tries += 1;
+            tell("other programs use the tables; they go first");
+            std::thread::sleep(LOCK_PAUSE);
+        }
     }
     Ok(())
+}
+
+/// One step in one transaction; `false` if others use the tables: nothing has changed then.
+fn take_step(client: &mut Client, step: &Step) -> Result<bool, DbError> {
+    let mut transaction = locked(client)?;
+    transaction.batch_execute(LIMIT_LOCK_WAIT)?;
+    let moved = transaction.execute(SET_VERSION, &[&step.to, &(step.to - 1)])?;
+    if moved != 1 {
+        return Err(DbError::Schema(format!(
+            "the tables are no longer at version {}: somebody else upgrades them; look again \
+             with `hydrad check`",
+            step.to - 1
+        )));
+    }
+    match transaction.batch_execute(step.sql) {
+        Ok(()) => {}
+        Err(e) if e.code() == Some(&postgres::error::SqlState::LOCK_NOT_AVAILABLE) => {
+            return Ok(false);
+        }
+        Err(e) => return Err(DbError::Statement(e)),
+    }
+    transaction.commit()?;
+    Ok(true)
 }

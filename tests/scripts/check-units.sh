@@ -24,6 +24,7 @@ make_it install >/dev/null
 expected="./etc/hydrad/environment
 ./etc/hydrad/hydra.conf
 ./etc/hydrad/machines
+./usr/local/bin/hydra-create-user
 ./usr/local/bin/hydra-init
 ./usr/local/bin/hydra-queue-runner
 ./usr/local/bin/hydra-update-gc-roots
