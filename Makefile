@@ -63,10 +63,10 @@ simulate: release ## Run the plan against a made-up build farm (ARGS=... for its
 bindir := $(PREFIX)/bin
 unitdir := $(PREFIX)/lib/systemd/system
 confdir := $(SYSCONFDIR)/hydrad
-units := hydrad.service hydrad-queue-runner.service hydrad-metrics.socket hydrad-status.socket \
+units := hydrad.service hydrad-queue-runner.service hydrad-notify.service hydrad-metrics.socket hydrad-status.socket \
 	hydrad-update-gc-roots.service hydrad-update-gc-roots.timer
 sharedir := $(PREFIX)/share/hydrad
-links := hydra-queue-runner hydra-init hydra-update-gc-roots hydra-create-user
+links := hydra-queue-runner hydra-notify hydra-init hydra-update-gc-roots hydra-create-user
 rendered := target/install
 
 # Fill the placeholders of everything under conf/ into $(rendered).

@@ -149,7 +149,9 @@ fn serve_all(
     let (queue_runner, notifier) = (serves(Service::QueueRunner), serves(Service::Notify));
     let notifier = notifier.then(|| notify::Config {
         settings: settings.clone(),
+        overrides: overrides.clone(),
         target: target.clone(),
+        metrics: None,
         beside: args.beside,
         queued_only: only == Only::Notifier(true),
         alone: !queue_runner,
@@ -160,6 +162,8 @@ fn serve_all(
         return Ok(ExitCode::SUCCESS);
     }
     let beside = notifier.map(notify::Beside::start).transpose()?;
+    let reloaded = beside.iter().map(notify::Beside::signals).collect();
+    let signals = &signals::shared(signals, reloaded).context("cannot share signals")?;
     let build_one = match only {
         Only::QueueRunner(build_one) => build_one,
         _ => None,

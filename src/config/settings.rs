@@ -64,6 +64,8 @@ pub enum Kind {
     StepCaps,
     /// `project:jobset:N`, separated by blanks.
     JobsetRepeats,
+    /// `HOST:N`, `HOST:PORT:N` or `*:N`, separated by blanks.
+    HostRates,
 }
 
 /// Who uses a setting.
@@ -282,6 +284,10 @@ pub const DEFINITIONS: &[Definition] = &[
          notifier starts is held until an operator decides."),
     used("notification_history", Kind::Seconds, "604800",
         "For how long the ledger keeps what was delivered; what was given up is kept ten times as long."),
+    used("notification_rates", Kind::HostRates, "",
+        "How many requests a minute hosts get at most from the notifier: words HOST:N, HOST:PORT:N, or *:N for each \
+         of the others, separated by blanks, for example api.github.com:80. What ten seconds allow may come at once. Not \
+         set: no limit but what a host itself asks for."),
     // Hydra's queue runner, not here.
     other("store_mode", Fatal("store_mode in hydra.conf is deprecated, please use store_uri")),
     other("binary_cache_dir", Deprecated("it has no effect; write store_uri = file://DIR")),
@@ -416,6 +422,16 @@ pub enum ConfigError {
         what: String,
         why: &'static str,
     },
+    /// A block that nobody knows, where plugins of Hydra's notifier are replaced.
+    #[error(
+        "{at}: neither Hydra nor hydrad knows {what}{hint}: if a plugin of your own reads it, nothing of it happens here; \
+         remove it, or add `{what}` to ignore_settings if you can do without"
+    )]
+    UnknownBlock {
+        at: Source,
+        what: String,
+        hint: String,
+    },
     /// A service that this release does not have.
     #[error(
         "{at}: this release has no {}; remove it from `services` and leave Hydra's own {} running",
@@ -472,6 +488,14 @@ pub struct StepCap {
     pub project: String,
     pub jobset: Option<String>,
     pub steps: u32,
+}
+
+/// A host gets at most so many requests a minute.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HostRate {
+    /// With its port or without; `*`: each of the others.
+    pub host: String,
+    pub per_minute: u32,
 }
 
 /// How often the steps of a jobset are built again.
@@ -551,6 +575,7 @@ pub struct Settings {
     pub notification_timeout: Duration,
     pub notification_max_age: Duration,
     pub notification_history: Duration,
+    pub notification_rates: Vec<HostRate>,
     /// HYDRA_DATA.
     pub data_dir: PathBuf,
     pub data_dir_source: Source,
@@ -743,6 +768,7 @@ pub fn survey(
         notification_timeout: values.seconds("notification_timeout"),
         notification_max_age: values.seconds("notification_max_age"),
         notification_history: values.seconds("notification_history"),
+        notification_rates: values.host_rates("notification_rates"),
         ignore_settings,
         services,
         data_dir,
@@ -905,14 +931,26 @@ fn judge(foreign: Foreign<'_>, settings: &Settings) -> (Row, Option<ConfigError>
         .any(|i| *i == what || i == bare);
     let mut error = None;
     let (verdict, note) = match foreign.role {
-        None => {
-            let hint = match foreign.nearest {
-                Some(name) => format!("unknown to Hydra and hydrad; did you mean `{name}`?"),
-                None => "unknown to Hydra and hydrad".to_owned(),
+        None if !ignored => {
+            let hint = foreign
+                .nearest
+                .map(|name| format!("; did you mean `{name}`?"));
+            let hint = hint.unwrap_or_default();
+            if what.starts_with('<') && settings.services.contains(&Notify) {
+                error = Some(ConfigError::UnknownBlock {
+                    at: source.clone(),
+                    what: what.clone(),
+                    hint: hint.trim_end_matches('?').to_owned(),
+                });
+            }
+            let verdict = match error.is_some() {
+                true => Verdict::Unsupported,
+                false => Verdict::Unknown,
             };
-            (Verdict::Unknown, hint)
+            (verdict, format!("unknown to Hydra and hydrad{hint}"))
         }
-        Some(_) if ignored => (Verdict::Ignored, "listed in ignore_settings".to_owned()),
+        _ if ignored => (Verdict::Ignored, "listed in ignore_settings".to_owned()),
+        None => unreachable!("BUG: dealt with above"),
         Some(Role::Used) => (Verdict::Used, String::new()),
         Some(Role::NotYetUsed(service)) => (
             Verdict::NotYetUsed,
@@ -1095,6 +1133,11 @@ impl Values<'_> {
         self.value(key, Self::default_of(key), parse).0
     }
 
+    fn host_rates(&mut self, key: &'static str) -> Vec<HostRate> {
+        let parse = |text: &str| text.split_whitespace().map(parse_host_rate).collect();
+        self.value(key, Self::default_of(key), parse).0
+    }
+
     /// 0 switches it off.
     fn seconds_or_off(&mut self, key: &'static str) -> Option<Duration> {
         Some(self.seconds(key)).filter(|duration| !duration.is_zero())
@@ -1180,6 +1223,7 @@ fn expected(kind: Kind) -> String {
         Kind::Address => "HOST:PORT, [IPV6]:PORT or none",
         Kind::StepCaps => "project:N or project:jobset:N with N from 1, separated by blanks",
         Kind::JobsetRepeats => "project:jobset:N with N up to 100, separated by blanks",
+        Kind::HostRates => "HOST:N, HOST:PORT:N or *:N with N from 1 to 1000000 (requests a minute), separated by blanks",
         Kind::Words => "one or more of the words: queue-runner, evaluator, notify",
     }
     .to_owned()
@@ -1231,6 +1275,17 @@ fn parse_repeats(word: &str) -> Option<JobsetRepeats> {
         project: project.to_owned(),
         jobset: jobset.to_owned(),
         times,
+    })
+}
+
+fn parse_host_rate(word: &str) -> Option<HostRate> {
+    const PER_MINUTE_MAX: u32 = 1_000_000;
+    let (host, rate) = word.rsplit_once(':')?;
+    let per_minute = rate.parse().ok()?;
+    let is_right = !host.is_empty() && !host.contains('/');
+    (is_right && (1..=PER_MINUTE_MAX).contains(&per_minute)).then(|| HostRate {
+        host: host.to_owned(),
+        per_minute,
     })
 }
 

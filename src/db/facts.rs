@@ -2,6 +2,8 @@
 //!
 //! Only what plugins need is read: an evaluation's text, say, never is.
 
+use std::collections::HashMap;
+
 use super::pool::Conn;
 use super::DbError;
 use crate::model::UnixSecs;
@@ -38,6 +40,36 @@ impl BuildFacts {
     pub fn job_name(&self) -> String {
         format!("{}:{}:{}", self.project, self.jobset, self.job)
     }
+}
+
+/// Whose job a build is.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Job {
+    pub project: String,
+    pub jobset: String,
+    pub job: String,
+}
+
+impl Job {
+    /// `PROJECT:JOBSET:JOB`.
+    pub fn name(&self) -> String {
+        format!("{}:{}:{}", self.project, self.jobset, self.job)
+    }
+}
+
+/// The jobs of these builds, as far as they are still there.
+///
+/// # Errors
+/// Of the database.
+pub fn jobs(conn: &mut Conn, builds: &[i32]) -> Result<HashMap<i32, Job>, DbError> {
+    let sql = include_str!("../../sql/notify/select_jobs.sql");
+    let rows = conn.query(sql, &[&builds])?;
+    let job = |row: &postgres::Row| Job {
+        project: row.get(1),
+        jobset: row.get(2),
+        job: row.get(3),
+    };
+    Ok(rows.iter().map(|row| (row.get(0), job(row))).collect())
 }
 
 /// What belongs to a build.

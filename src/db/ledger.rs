@@ -70,11 +70,31 @@ pub struct Outcome {
     pub target: String,
     /// The plugin's class in Hydra, for `TaskRetries`; `None` if Hydra has no such plugin.
     pub class: Option<&'static str>,
+    /// It may be the last that keeps builds marked as not yet told.
+    pub ends_builds: bool,
     pub state: State,
     pub attempts: u32,
     /// Of one that waits.
     pub due_at: UnixSecs,
     pub error: Option<String>,
+}
+
+/// What a crash of PostgreSQL may undo (one of hydrad never undoes anything that was committed).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Commit {
+    OnDisk,
+    /// The last moments: then something is planned or told once more.
+    Soon,
+}
+
+impl Commit {
+    /// For `synchronous_commit`.
+    fn word(self) -> &'static str {
+        match self {
+            Commit::OnDisk => "on",
+            Commit::Soon => "off",
+        }
+    }
 }
 
 /// How full the ledger is.
@@ -98,15 +118,24 @@ impl Ledger {
         Ledger { pool, proof }
     }
 
+    /// Once this returns it is on PostgreSQL's disk.
     fn write<T>(
         &self,
+        work: impl FnMut(&mut Tx<'_>) -> Result<T, DbError>,
+    ) -> Result<T, DbError> {
+        self.commit(Commit::OnDisk, work)
+    }
+
+    fn commit<T>(
+        &self,
+        commit: Commit,
         mut work: impl FnMut(&mut Tx<'_>) -> Result<T, DbError>,
     ) -> Result<T, DbError> {
         let mut tries = 0;
         loop {
             tries += 1;
             let mut conn = self.pool.get(CONNECTION_MAX)?;
-            match self.write_once(&mut conn, &mut work) {
+            match self.write_once(&mut conn, commit, &mut work) {
                 Err(error) if error.is_retryable() && tries < TRIES_MAX => {}
                 result => return result,
             }
@@ -116,6 +145,7 @@ impl Ledger {
     fn write_once<T>(
         &self,
         conn: &mut Conn,
+        commit: Commit,
         work: &mut impl FnMut(&mut Tx<'_>) -> Result<T, DbError>,
     ) -> Result<T, DbError> {
         let mut tx = conn.transaction()?;
@@ -127,7 +157,7 @@ impl Ledger {
                 &proof.class,
                 &proof.object,
                 &LOCK_TIMEOUT,
-                &"on",
+                &commit.word(),
             ],
         )?[0]
             .get(2);
@@ -184,15 +214,12 @@ impl Ledger {
         &self,
         now: UnixSecs,
         held_before: UnixSecs,
-        targets: &[String],
     ) -> Result<(), DbError> {
         self.write(|tx| {
             let sql = include_str!("../../sql/notify/hold_old.sql");
             tx.execute(sql, &[&held_before])?;
             let sql = include_str!("../../sql/notify/settle_vanished_retries.sql");
-            tx.execute(sql, &[&now])?;
-            let sql = include_str!("../../sql/notify/give_up_unconfigured.sql");
-            tx.execute(sql, &[&targets, &now]).map(drop)
+            tx.execute(sql, &[&now]).map(drop)
         })
     }
 
@@ -244,7 +271,7 @@ impl Ledger {
         now: UnixSecs,
         targets_of: impl Fn(&EventRow) -> Vec<String>,
     ) -> Result<(usize, Vec<WaitingRow>), DbError> {
-        self.write(|tx| {
+        self.commit(Commit::Soon, |tx| {
             let sql = include_str!("../../sql/notify/select_new_events.sql");
             let rows = tx.query(sql, &[&PLANNED_MAX])?;
             let events: Vec<EventRow> = rows.iter().map(event).collect();
@@ -313,7 +340,13 @@ impl Ledger {
 
     /// Records outcomes, and in the same transaction what Hydra's own notifier would have to know of them.
     pub fn record(&self, now: UnixSecs, outcomes: &[Outcome]) -> Result<(), DbError> {
-        self.write(|tx| record(tx, now, outcomes))
+        self.commit(Commit::Soon, |tx| record(tx, now, outcomes))
+    }
+
+    /// What waits for targets that are not among these is given up.
+    pub fn give_up_unconfigured(&self, now: UnixSecs, targets: &[&str]) -> Result<u64, DbError> {
+        let sql = include_str!("../../sql/notify/give_up_unconfigured.sql");
+        self.write(|tx| tx.execute(sql, &[&targets, &now]))
     }
 
     /// Deletes what ended before `ended_before`; what was given up stays until `given_up_before`.
@@ -375,10 +408,12 @@ fn record(tx: &mut Tx<'_>, now: UnixSecs, outcomes: &[Outcome]) -> Result<(), Db
         let sql = include_str!("../../sql/notify/delete_retries.sql");
         tx.execute(sql, &[&obsolete])?;
     }
-    tx.execute(
-        include_str!("../../sql/notify/clear_pending.sql"),
-        &[&events],
-    )?;
+    let ends = outcomes.iter().filter(|outcome| outcome.ends_builds);
+    let ends: Vec<i64> = ends.map(|outcome| outcome.event).collect();
+    if !ends.is_empty() {
+        let sql = include_str!("../../sql/notify/clear_pending.sql");
+        tx.execute(sql, &[&ends])?;
+    }
     Ok(())
 }
 

@@ -4,7 +4,7 @@
 //! One **generation** lasts from taking the service's lock to losing it. What was being told when it was lost is answered in a
 //! later generation, and recorded then unless somebody else has decided about it meanwhile.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,10 +14,10 @@ use crossbeam_channel::{bounded, select, Receiver, Sender};
 use super::event::{self, Event, CHANNELS, DUMP_METRICS};
 use super::meters::{End, Meters};
 use super::plan::{Decision, Ended, Key, Manner, Plan, Waiting, WAITING_MAX};
-use super::plugins::{Failure, Plugin};
-use super::{Config, APPLICATION_NAME};
+use super::plugins::{Failure, Plugin, Surroundings};
+use super::{Config, Wanted, APPLICATION_NAME};
 use crate::base::text;
-use crate::config::settings::Settings;
+use crate::db::facts::{self, Job as JobName};
 use crate::db::ledger::{EventRow, Ledger, Outcome, State, WaitingRow, PLANNED_MAX};
 use crate::db::locks::ServiceLock;
 use crate::db::pool::Pool;
@@ -51,6 +51,7 @@ pub struct Job {
     pub target: usize,
     pub event: Event,
     pub plugin: Arc<dyn Plugin>,
+    pub around: Arc<Surroundings>,
 }
 
 /// What became of it.
@@ -75,12 +76,23 @@ pub enum Why {
     StandBy,
 }
 
+/// Somebody who is told.
+struct Addressee {
+    /// In the ledger.
+    name: String,
+    /// As configured last.
+    plugin: Arc<dyn Plugin>,
+    /// Still configured.
+    wanted: bool,
+}
+
 pub struct Dispatcher {
     pub meters: Arc<Meters>,
-    plugins: Vec<Arc<dyn Plugin>>,
-    targets: Vec<String>,
+    /// Whoever is or was configured while this process lives, each with its number for good.
+    targets: Vec<Addressee>,
     /// Channels that somebody wants to hear of.
     channels: Vec<&'static str>,
+    around: Arc<Surroundings>,
     pool: Pool,
     ledger: Option<Ledger>,
     clock: PlanClock,
@@ -104,49 +116,118 @@ pub struct Dispatcher {
 }
 
 impl Dispatcher {
+    /// `threads` take jobs.
     pub fn new(
-        settings: &Settings,
-        plugins: &[Arc<dyn Plugin>],
-        pool: Pool,
+        wanted: &Wanted,
+        threads: usize,
         jobs: Sender<Job>,
         done: Receiver<Done>,
     ) -> Dispatcher {
-        let wanted =
-            |channel: &&'static str| plugins.iter().any(|p| p.channels().contains(channel));
-        let mut channels: Vec<&'static str> = CHANNELS.into_iter().filter(wanted).collect();
-        // Its builds are marked as told even if nobody wants to know.
-        if !channels.contains(&"build_finished") {
-            channels.push("build_finished");
-        }
         let mut dispatcher = Dispatcher {
             meters: Arc::default(),
-            targets: plugins.iter().map(|p| p.target().to_owned()).collect(),
-            plugins: plugins.to_vec(),
-            channels,
-            pool,
+            targets: Vec::new(),
+            channels: Vec::new(),
+            pool: wanted.around.pool.clone(),
+            around: wanted.around.clone(),
             ledger: None,
             clock: PlanClock::start(),
-            threads: settings.max_concurrent_notifications as usize,
-            age_max: settings.notification_max_age,
-            keep: settings.notification_history,
-            plan: Plan::new(1, 0, &[]),
+            threads,
+            age_max: wanted.age_max,
+            keep: wanted.keep,
+            plan: Plan::new(threads, 0, &[]),
             generation: 0,
             events: BTreeMap::new(),
             in_flight: BTreeSet::new(),
             unrecorded: Vec::new(),
-            more: vec![false; plugins.len()],
+            more: Vec::new(),
             fresh: true,
             jobs,
             done,
         };
-        dispatcher.plan = dispatcher.new_plan();
+        dispatcher.take(wanted);
         dispatcher
     }
 
-    fn new_plan(&self) -> Plan {
+    /// What is configured now counts from here on. What is under way goes on as it began.
+    fn take(&mut self, wanted: &Wanted) {
+        for target in &mut self.targets {
+            target.wanted = false;
+        }
+        for plugin in &wanted.plugins {
+            let known = self.targets.iter_mut().find(|t| t.name == plugin.target());
+            match known {
+                Some(known) => {
+                    known.plugin = plugin.clone();
+                    known.wanted = true;
+                }
+                None => self.targets.push(Addressee {
+                    name: plugin.target().to_owned(),
+                    plugin: plugin.clone(),
+                    wanted: true,
+                }),
+            }
+        }
+        self.around = wanted.around.clone();
+        self.age_max = wanted.age_max;
+        self.keep = wanted.keep;
+        let wants = |channel: &&'static str| {
+            let mut plugins = wanted.plugins.iter();
+            plugins.any(|plugin| plugin.channels().contains(channel))
+        };
+        self.channels = CHANNELS.into_iter().filter(wants).collect();
+        // Its builds are marked as told even if nobody wants to know.
+        if !self.channels.contains(&"build_finished") {
+            self.channels.push("build_finished");
+        }
+        self.more = vec![true; self.targets.len()];
+        self.configure_plan();
+    }
+
+    fn configure_plan(&mut self) {
         let age_ms_max = u64::try_from(self.age_max.as_millis()).unwrap_or(u64::MAX);
-        let manners: Vec<Manner> = self.plugins.iter().map(|plugin| plugin.manner()).collect();
-        Plan::new(self.threads, age_ms_max, &manners)
+        let manner = |target: &Addressee| target.wanted.then(|| target.plugin.manner());
+        let manners: Vec<Option<Manner>> = self.targets.iter().map(manner).collect();
+        for key in self.plan.configure(self.clock.now(), age_ms_max, &manners) {
+            self.release(key.event);
+        }
+    }
+
+    fn new_plan(&mut self) {
+        self.plan = Plan::new(self.threads, 0, &[]);
+        self.events.clear();
+        self.configure_plan();
+    }
+
+    /// SIGHUP: reads hydra.conf again. What is wrong with it changes nothing.
+    pub fn read_again(&mut self, config: &Config) {
+        heartbeat::busy("reading the settings");
+        match super::read_again(config, &self.around) {
+            Ok((wanted, remarks)) => {
+                self.take(&wanted);
+                self.meters.config(None);
+                let names: Vec<&str> = wanted.plugins.iter().map(|p| p.target()).collect();
+                log::info!("notifier: settings read again; {}", super::list(&names));
+                for remark in remarks {
+                    log::warn!("notifier: {remark}");
+                }
+            }
+            Err(error) => {
+                log::error!("notifier: settings not read again, the old ones stay: {error}");
+                self.meters.config(Some(error.to_string()));
+            }
+        }
+    }
+
+    /// Those that are configured or still being told.
+    fn kept_targets(&self) -> Vec<&str> {
+        let kept = |number: usize, target: &Addressee| {
+            target.wanted || self.in_flight.iter().any(|key| key.target == number)
+        };
+        let targets = self.targets.iter().enumerate();
+        targets
+            .filter(|(number, target)| kept(*number, target))
+            .map(|(_, target)| target.name.as_str())
+            .collect()
     }
 
     /// Calls under way.
@@ -165,11 +246,10 @@ impl Dispatcher {
         signals: &Receiver<Signal>,
     ) -> Result<Why, DbError> {
         self.generation += 1;
-        self.plan = self.new_plan();
-        self.events.clear();
+        self.new_plan();
         self.ledger = Some(Ledger::new(self.pool.clone(), lock.proof()?));
         // First, so that nothing is missed between looking and listening.
-        let ear = Ear::listen(&config.target, &self.channels)?;
+        let ear = Ear::listen(&config.target)?;
         self.take_over()?;
         log::info!("notifier: active");
         self.meters.active(true);
@@ -208,7 +288,12 @@ impl Dispatcher {
             heartbeat::idle("waiting for something to tell");
             select! {
                 recv(signals) -> signal => match signal {
-                    Ok(Signal::Reload) => log::info!("notifier: files with secrets are read anew for each call; other settings need a restart"),
+                    Ok(Signal::Reload) => {
+                        self.read_again(config);
+                        let now = self.now_secs();
+                        self.ledger().sign_of_life(now, &self.channels)?;
+                        self.ledger().give_up_unconfigured(now, &self.kept_targets())?;
+                    }
                     Ok(Signal::Stop) | Err(_) => return Ok(Why::Stop),
                 },
                 recv(ear.heard) -> message => match message {
@@ -233,6 +318,8 @@ impl Dispatcher {
             while let Ok(done) = self.done.try_recv() {
                 self.ended(done);
             }
+            // Calls go on while their outcomes are written.
+            self.give_out();
             self.record()?;
             self.hear(&mut heard)?;
             if checked.elapsed() >= CHECK_EVERY {
@@ -282,7 +369,9 @@ impl Dispatcher {
         self.record()?;
         let now = self.now_secs();
         let held_before = now - i64::try_from(self.age_max.as_secs()).unwrap_or(0);
-        self.ledger().take_over(now, held_before, &self.targets)?;
+        self.ledger().take_over(now, held_before)?;
+        self.ledger()
+            .give_up_unconfigured(now, &self.kept_targets())?;
         self.adopt(held_before)?;
         self.ledger().recover_pending(now, held_before)?;
         self.ledger().sign_of_life(now, &self.channels)?;
@@ -296,7 +385,7 @@ impl Dispatcher {
             );
         }
         self.fresh = true;
-        self.more = vec![true; self.plugins.len()];
+        self.more = vec![true; self.targets.len()];
         Ok(())
     }
 
@@ -305,14 +394,15 @@ impl Dispatcher {
         for key in self.plan.forget_idle() {
             self.release(key.event);
         }
-        self.more = vec![true; self.plugins.len()];
+        self.more = vec![true; self.targets.len()];
     }
 
     fn adopt(&mut self, held_before: UnixSecs) -> Result<(), DbError> {
         let classes: Vec<(&str, String)> = self
-            .plugins
+            .targets
             .iter()
-            .filter_map(|plugin| Some((plugin.class()?, plugin.target().to_owned())))
+            .filter(|target| target.wanted)
+            .filter_map(|target| Some((target.plugin.class()?, target.name.clone())))
             .collect();
         if classes.is_empty() {
             return Ok(());
@@ -325,7 +415,7 @@ impl Dispatcher {
             log::info!(
                 "notifier: {adopted} rows of TaskRetries are taken over from Hydra's notifier"
             );
-            self.more = vec![true; self.plugins.len()];
+            self.more = vec![true; self.targets.len()];
         }
         Ok(())
     }
@@ -334,6 +424,8 @@ impl Dispatcher {
         let now = self.now_secs();
         self.ledger().sign_of_life(now, &self.channels)?;
         self.ledger().sweep()?;
+        self.ledger()
+            .give_up_unconfigured(now, &self.kept_targets())?;
         let held_before = now - i64::try_from(self.age_max.as_secs()).unwrap_or(0);
         self.fresh = true;
         self.adopt(held_before)
@@ -361,9 +453,13 @@ impl Dispatcher {
         if heard.iter().any(|message| message.channel == RELEASED) {
             self.forget();
         }
-        self.fresh |= !heard.is_empty();
         heard.retain(|message| match message.channel.as_str() {
-            DUMP_METRICS | RELEASED => false,
+            DUMP_METRICS => false,
+            RELEASED => {
+                self.fresh = true;
+                false
+            }
+            channel if !self.channels.contains(&channel) => false,
             channel => match event::parse(channel, &message.payload) {
                 Ok(_) => true,
                 Err(error) => {
@@ -374,6 +470,7 @@ impl Dispatcher {
             },
         });
         if !heard.is_empty() {
+            self.fresh = true;
             self.ledger().hear(self.now_secs(), heard)?;
             heard.clear();
         }
@@ -383,20 +480,19 @@ impl Dispatcher {
     /// Plans deliveries for new events.
     fn plan_new(&mut self) -> Result<(), DbError> {
         while self.fresh {
-            let plugins = &self.plugins;
+            let targets = &self.targets;
             let (meters, now) = (&self.meters, self.now_secs());
             let targets_of = |event: &EventRow| {
                 meters.event(&event.channel, now);
-                plugins
+                targets
                     .iter()
-                    .filter(|plugin| plugin.channels().contains(&event.channel.as_str()))
-                    .map(|plugin| plugin.target().to_owned())
+                    .filter(|target| target.wanted)
+                    .filter(|target| target.plugin.channels().contains(&event.channel.as_str()))
+                    .map(|target| target.name.clone())
                     .collect()
             };
             let (looked_at, waiting) = self.ledger().plan(self.now_secs(), targets_of)?;
-            for row in waiting {
-                self.add(row);
-            }
+            self.add_all(waiting)?;
             self.fresh = looked_at >= PLANNED_MAX as usize;
             self.give_out();
         }
@@ -405,19 +501,43 @@ impl Dispatcher {
 
     /// Takes in what did not fit before.
     fn reload(&mut self) -> Result<(), DbError> {
-        for target in 0..self.plugins.len() {
+        for target in 0..self.targets.len() {
             if self.more[target] && self.plan.waiting(target) <= WAITING_MAX / 2 {
                 self.more[target] = false;
-                for row in self.ledger().waiting(&self.targets[target], WAITING_MAX)? {
-                    self.add(row);
-                }
+                let name = &self.targets[target].name;
+                let rows = self.ledger().waiting(name, WAITING_MAX)?;
+                self.add_all(rows)?;
             }
         }
         Ok(())
     }
 
-    fn add(&mut self, row: WaitingRow) {
-        let Some(target) = self.targets.iter().position(|name| *name == row.target) else {
+    /// The jobs of the builds that these are about, where somebody has to know them.
+    fn jobs_of(&self, rows: &[WaitingRow]) -> Result<HashMap<i32, JobName>, DbError> {
+        let shares = |row: &&WaitingRow| {
+            let mut targets = self.targets.iter().filter(|t| t.name == row.target);
+            targets.any(|target| target.wanted && target.plugin.shares_statuses())
+        };
+        let rows = rows.iter().filter(shares);
+        let builds: BTreeSet<i32> = rows.flat_map(|row| row.event.builds.clone()).collect();
+        if builds.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let builds: Vec<i32> = builds.into_iter().collect();
+        facts::jobs(&mut *self.pool.get(Duration::from_secs(30))?, &builds)
+    }
+
+    fn add_all(&mut self, rows: Vec<WaitingRow>) -> Result<(), DbError> {
+        let jobs = self.jobs_of(&rows)?;
+        for row in rows {
+            self.add(row, &jobs);
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, row: WaitingRow, jobs: &HashMap<i32, JobName>) {
+        let is_meant = |target: &Addressee| target.wanted && target.name == row.target;
+        let Some(target) = self.targets.iter().position(is_meant) else {
             return;
         };
         let event = row.event.id;
@@ -447,9 +567,17 @@ impl Dispatcher {
             .entry(event)
             .or_insert((parsed, 0, row.event.at))
             .1 += 1;
+        let plugin = &self.targets[target].plugin;
+        let jobs = row.event.builds.iter().filter_map(|build| jobs.get(build));
+        let statuses: BTreeSet<Arc<str>> = jobs
+            .filter(|_| plugin.shares_statuses())
+            .flat_map(|job| plugin.statuses(job))
+            .map(Arc::from)
+            .collect();
         let waiting = Waiting {
             key,
             builds: row.event.builds,
+            statuses: statuses.into_iter().collect(),
             at: Millis::from_secs(u64::try_from(row.event.at).unwrap_or(0)),
             attempts: row.attempts,
             due: Millis::from_secs(u64::try_from(row.due_at).unwrap_or(0)),
@@ -476,7 +604,8 @@ impl Dispatcher {
                 event_id: key.event,
                 target: key.target,
                 event: event.clone(),
-                plugin: self.plugins[key.target].clone(),
+                plugin: self.targets[key.target].plugin.clone(),
+                around: self.around.clone(),
             };
             if self.jobs.send(job).is_err() {
                 log::error!("notifier: all its threads have ended");
@@ -497,14 +626,22 @@ impl Dispatcher {
         };
         if done.generation == self.generation {
             let decision = self.plan.ended(self.clock.now(), key, ended);
-            let end = match decision {
-                Decision::Delivered { .. } => End::Success,
-                Decision::Retry { .. } => End::Requeue,
-                Decision::GiveUp { .. } | Decision::Superseded { .. } => End::Drop,
+            let (end, attempts) = match decision {
+                Decision::Delivered { attempts } => (End::Success, attempts),
+                Decision::Retry { attempts, .. } => (End::Requeue, attempts),
+                Decision::GiveUp { attempts } | Decision::Superseded { attempts } => {
+                    (End::Drop, attempts)
+                }
+                Decision::Postponed => (End::Postponed, 0),
             };
-            let target = &self.targets[key.target];
-            self.meters
-                .call(done.channel, target, done.took, done.age_secs, end);
+            self.meters.call(
+                done.channel,
+                &self.targets[key.target].name,
+                done.took,
+                done.age_secs,
+                attempts,
+                end,
+            );
             self.tell(&done.words, key, decision, words.as_deref());
             self.decided(key, decision, words);
             return;
@@ -519,9 +656,10 @@ impl Dispatcher {
     }
 
     fn tell(&self, event: &str, key: Key, decision: Decision, words: Option<&str>) {
-        let target = &self.targets[key.target];
+        let target = &self.targets[key.target].name;
         let words = words.unwrap_or("");
         match decision {
+            Decision::Postponed => log::debug!("{target}: not yet {event}: {words}"),
             Decision::Delivered { .. } => log::debug!("{target}: told of {event}"),
             Decision::Retry { due, attempts } => {
                 let secs = due.since(self.clock.now()).div_ceil(1_000);
@@ -544,6 +682,7 @@ impl Dispatcher {
             Decision::Retry { attempts, due } => (State::Waiting, attempts, due.secs()),
             Decision::GiveUp { attempts } => (State::GivenUp, attempts, 0),
             Decision::Superseded { attempts } => (State::Superseded, attempts, 0),
+            Decision::Postponed => return,
         };
         let outcome = self.outcome(key, state, attempts, due, error);
         self.unrecorded.push(outcome);
@@ -562,8 +701,12 @@ impl Dispatcher {
     ) -> Outcome {
         Outcome {
             event: key.event,
-            target: self.targets[key.target].clone(),
-            class: self.plugins[key.target].class(),
+            target: self.targets[key.target].name.clone(),
+            class: self.targets[key.target].plugin.class(),
+            ends_builds: self
+                .events
+                .get(&key.event)
+                .is_none_or(|(event, ..)| matches!(event, Event::BuildFinished { .. })),
             state,
             attempts,
             due_at,
@@ -608,8 +751,9 @@ struct Ear {
 
 impl Ear {
     /// From the return on nothing is missed, until an error comes out.
-    fn listen(target: &DbTarget, channels: &[&str]) -> Result<Ear, DbError> {
-        let mut channels = channels.to_vec();
+    fn listen(target: &DbTarget) -> Result<Ear, DbError> {
+        // All, whoever wants to hear of them: that may change, and nothing is to be missed or heard twice then.
+        let mut channels = CHANNELS.to_vec();
         channels.extend([DUMP_METRICS, RELEASED]);
         let mut listener = Listener::connect(target, APPLICATION_NAME, &channels)?;
         let (sender, heard) = bounded(HEARD);

@@ -1,5 +1,5 @@
 //! Telling web servers: one client for all plugins. Every call has a deadline from the first byte to the last; a host that asks
-//! for a pause gets it, whoever wants to talk to it.
+//! for a pause gets it, whoever wants to talk to it, and none gets more requests than its rate allows.
 //!
 //! Addresses may be secrets (Slack's are): messages name the host alone.
 
@@ -15,6 +15,7 @@ use super::plan::RETRY_AFTER_MS_MAX;
 use super::plugins::Failure;
 use crate::base::lock::lock;
 use crate::base::text;
+use crate::config::settings::HostRate;
 use crate::sys::child::plain_error;
 
 /// Of an answer so much is read.
@@ -25,11 +26,59 @@ const WORDS_MAX: usize = 300;
 const HOSTS_MAX: usize = 1_024;
 const CONNECT_MAX: Duration = Duration::from_secs(30);
 const IDLE_CONNECTIONS_MAX: usize = 16;
+/// How long is slept at once for a turn.
+const TURN_LOOK: Duration = Duration::from_millis(200);
+/// Of what a host's rate allows so much may come at once, seconds.
+const BURST_SECS: f64 = 10.0;
 
 /// The client.
 pub struct Client {
     agent: Agent,
     paused: Mutex<BTreeMap<String, Instant>>,
+    limits: Mutex<Limits>,
+}
+
+/// What hosts may be sent.
+#[derive(Default)]
+struct Limits {
+    rates: Vec<HostRate>,
+    buckets: BTreeMap<String, Bucket>,
+}
+
+/// Requests that may be made at once, refilled as time goes by.
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    left: f64,
+    at: Instant,
+}
+
+impl Bucket {
+    /// Takes one; else says after what time there will be one.
+    fn take(&mut self, now: Instant, per_minute: u32) -> Result<(), Duration> {
+        let per_sec = f64::from(per_minute) / 60.0;
+        let since = now.saturating_duration_since(self.at).as_secs_f64();
+        self.left = (self.left + since * per_sec).min(burst(per_minute));
+        self.at = now;
+        // A millisecond's rounding is none's business.
+        if self.left >= 0.999 {
+            self.left -= 1.0;
+            return Ok(());
+        }
+        Err(Duration::from_secs_f64((1.0 - self.left) / per_sec))
+    }
+}
+
+fn burst(per_minute: u32) -> f64 {
+    (f64::from(per_minute) / 60.0 * BURST_SECS).max(1.0)
+}
+
+/// May a request wait for its turn?
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Turn {
+    /// The first of a delivery: if it is too early, everything is put off.
+    First,
+    /// Others were made already: the thread waits for a moment rather than make those again.
+    Next,
 }
 
 /// A POST.
@@ -38,6 +87,7 @@ pub struct Post<'a> {
     pub headers: &'a [(String, String)],
     pub body: &'a [u8],
     pub time_max: Duration,
+    pub turn: Turn,
 }
 
 impl Default for Client {
@@ -59,20 +109,74 @@ impl Default for Client {
         Client {
             agent: config.into(),
             paused: Mutex::default(),
+            limits: Mutex::default(),
         }
     }
 }
 
 impl Client {
+    /// From now on these rates hold.
+    pub fn set_rates(&self, rates: &[HostRate]) {
+        let mut limits = lock(&self.limits);
+        if limits.rates != rates {
+            limits.rates = rates.to_vec();
+            limits.buckets.clear();
+        }
+    }
+
+    /// Whether a host may get a request now; else the time until then.
+    fn take_turn(&self, host: &str) -> Result<(), Duration> {
+        let limits = &mut *lock(&self.limits);
+        let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+        let of = |wanted: &str| limits.rates.iter().find(|rate| rate.host == wanted);
+        let Some(rate) = of(host).or_else(|| of(name)).or_else(|| of("*")) else {
+            return Ok(());
+        };
+        let (now, per_minute) = (Instant::now(), rate.per_minute);
+        if limits.buckets.len() >= HOSTS_MAX && !limits.buckets.contains_key(host) {
+            limits.buckets.clear();
+        }
+        let full = Bucket {
+            left: burst(per_minute),
+            at: now,
+        };
+        let bucket = limits.buckets.entry(host.to_owned()).or_insert(full);
+        bucket.take(now, per_minute)
+    }
+
+    /// Waits until a host may get a request, or says why that has to be put off.
+    fn wait_turn(&self, host: &str, post: &Post<'_>) -> Result<(), Failure> {
+        match (self.pause_left(host), post.turn) {
+            (Some(left), Turn::First) => {
+                let text = format!("{host} asked for a pause");
+                return Err(Failure::postponed(text, left));
+            }
+            (Some(left), Turn::Next) => {
+                return Err(Failure::later(format!("{host} asked for a pause"), left));
+            }
+            (None, _) => {}
+        }
+        let until = Instant::now() + post.time_max;
+        while let Err(wait) = self.take_turn(host) {
+            let text = format!("{host} has had as much as notification_rates allows");
+            match post.turn {
+                Turn::First => return Err(Failure::postponed(text, wait)),
+                Turn::Next if Instant::now() + wait > until => {
+                    return Err(Failure::later(text, wait))
+                }
+                Turn::Next => std::thread::sleep(wait.min(TURN_LOOK)),
+            }
+        }
+        Ok(())
+    }
+
     /// Posts, and makes sure that it was accepted. Returns the answer's text.
     ///
     /// # Errors
     /// What went wrong, and whether another try may help.
     pub fn post(&self, post: &Post<'_>) -> Result<String, Failure> {
         let host = host(post.url);
-        if let Some(left) = self.pause_left(host) {
-            return Err(Failure::later(format!("{host} asked for a pause"), left));
-        }
+        self.wait_turn(host, post)?;
         let mut request = Request::post(post.url);
         for (name, value) in post.headers {
             request = request.header(name, value);
@@ -229,6 +333,29 @@ fn words(error: &ureq::Error, time_max: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rate_lets_ten_seconds_worth_through_and_then_one_after_the_other() {
+        let start = Instant::now();
+        let secs = |n: u64| start + Duration::from_secs(n);
+        let mut bucket = Bucket {
+            left: burst(60),
+            at: start,
+        };
+        for _ in 0..10 {
+            assert_eq!(bucket.take(start, 60), Ok(()));
+        }
+        let wait = bucket.take(start, 60).expect_err("too much");
+        assert_eq!(wait.as_millis(), 1_000);
+        assert_eq!(bucket.take(secs(1), 60), Ok(()));
+        assert!(bucket.take(secs(1), 60).is_err());
+        // It does not fill for ever.
+        for _ in 0..10 {
+            assert_eq!(bucket.take(secs(1_000), 60), Ok(()));
+        }
+        assert!(bucket.take(secs(1_000), 60).is_err());
+        assert_eq!(burst(1), 1.0, "a slow rate still has one");
+    }
 
     #[test]
     fn hosts_and_dates() {

@@ -15,12 +15,38 @@ use crate::web::prometheus::{Kind, Page};
 struct Calls {
     executions: u64,
     success: u64,
+    retry_success: u64,
     error: u64,
     requeue: u64,
     drop: u64,
+    postponed: u64,
+    /// Of those that told.
+    runtime: Histogram,
     telling: Duration,
     /// From the event to the end of the call that told it.
     waiting_secs: u64,
+}
+
+/// Upper bounds, seconds: those of Hydra's notifier.
+const BUCKETS: [f64; 14] = [
+    0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+];
+
+#[derive(Clone, Copy, Default, Debug)]
+struct Histogram {
+    /// By bucket, each with what the ones before it have; last what is above all bounds.
+    counts: [u64; BUCKETS.len() + 1],
+    sum: f64,
+}
+
+impl Histogram {
+    fn observe(&mut self, value: f64) {
+        let first = BUCKETS.iter().position(|bound| value <= *bound);
+        for count in &mut self.counts[first.unwrap_or(BUCKETS.len())..] {
+            *count += 1;
+        }
+        self.sum += value;
+    }
 }
 
 #[derive(Default, Debug)]
@@ -37,6 +63,8 @@ struct Counts {
 pub struct Meters {
     counts: Mutex<Counts>,
     active: AtomicBool,
+    /// Why hydra.conf, read again, does not count.
+    config_error: Mutex<Option<String>>,
 }
 
 /// How a call ended, for counting.
@@ -45,6 +73,8 @@ pub enum End {
     Success,
     Requeue,
     Drop,
+    /// It was too early; counted as no call.
+    Postponed,
 }
 
 /// Channels that are none of ours are counted together.
@@ -62,6 +92,19 @@ impl Meters {
 
     pub fn active(&self, active: bool) {
         self.active.store(active, Ordering::SeqCst);
+    }
+
+    pub fn is_active(&self) -> bool {
+        self.active.load(Ordering::SeqCst)
+    }
+
+    /// hydra.conf was read again.
+    pub fn config(&self, error: Option<String>) {
+        *lock(&self.config_error) = error;
+    }
+
+    pub fn config_error(&self) -> Option<String> {
+        lock(&self.config_error).clone()
     }
 
     pub fn event(&self, channel: &str, now: UnixSecs) {
@@ -84,6 +127,7 @@ impl Meters {
         target: &str,
         took: Duration,
         since_event_secs: i64,
+        attempts: u32,
         end: End,
     ) {
         let mut counts = lock(&self.counts);
@@ -91,15 +135,22 @@ impl Meters {
             .calls
             .entry((channel, target.to_owned()))
             .or_default();
+        if end == End::Postponed {
+            calls.postponed += 1;
+            return;
+        }
         calls.executions += 1;
         calls.telling += took;
         match end {
             End::Success => {
                 calls.success += 1;
+                calls.retry_success += u64::from(attempts > 1);
                 calls.waiting_secs += u64::try_from(since_event_secs).unwrap_or(0);
+                calls.runtime.observe(took.as_secs_f64());
             }
             End::Requeue => calls.requeue += 1,
             End::Drop => calls.drop += 1,
+            End::Postponed => {}
         }
         if end != End::Success {
             calls.error += 1;
@@ -114,12 +165,17 @@ impl Meters {
             page.metric(name, kind, help);
             page.sample(&[], value);
         };
-        let active = self.active.load(Ordering::SeqCst);
         one(
             "hydrad_notify_active",
             Kind::Gauge,
             "1 if this notifier is the active one.",
-            f64::from(u8::from(active)),
+            f64::from(u8::from(self.is_active())),
+        );
+        one(
+            "hydrad_notify_config_error",
+            Kind::Gauge,
+            "1 if hydra.conf was wrong when it was last read, and the settings before it are in effect.",
+            f64::from(u8::from(self.config_error().is_some())),
         );
         one(
             "event_loop_iterations",
@@ -174,13 +230,23 @@ impl Meters {
             }
         }
         type Value = fn(&Calls) -> f64;
-        let of_calls: [(&'static str, &str, Value); 7] = [
+        let of_calls: [(&'static str, &str, Value); 9] = [
             ("notify_plugin_executions", "Calls of plugins.", |calls| {
                 calls.executions as f64
             }),
             ("notify_plugin_success", "Calls that told.", |calls| {
                 calls.success as f64
             }),
+            (
+                "notify_plugin_retry_success",
+                "Calls that told after others had failed.",
+                |calls| calls.retry_success as f64,
+            ),
+            (
+                "hydrad_notify_postponed",
+                "Calls put off because the host has had enough for now.",
+                |calls| calls.postponed as f64,
+            ),
             ("notify_plugin_error", "Calls that failed.", |calls| {
                 calls.error as f64
             }),
@@ -210,6 +276,15 @@ impl Meters {
             for ((channel, target), calls) in &counts.calls {
                 page.sample(&[("channel", channel), ("plugin", target)], value(calls));
             }
+        }
+        page.metric(
+            "notify_plugin_runtime",
+            Kind::Histogram,
+            "Seconds of calls that told.",
+        );
+        for ((channel, target), calls) in &counts.calls {
+            let labels = [("channel", *channel), ("plugin", target.as_str())];
+            page.histogram(&labels, &BUCKETS, &calls.runtime.counts, calls.runtime.sum);
         }
         page.text()
     }

@@ -14,16 +14,17 @@ pub mod meters;
 pub mod plan;
 pub mod plugins;
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam_channel::{bounded, unbounded, Receiver, RecvTimeoutError};
+use crossbeam_channel::{bounded, unbounded, Receiver, RecvTimeoutError, Sender};
 
 use crate::config::hydra_conf::{self, Document};
 use crate::config::notify::{self as blocks, Plugins};
-use crate::config::settings::{Service, Settings};
+use crate::config::settings::{Override, Service, Settings};
 use crate::db::connect::DbTarget;
 use crate::db::ledger::{self, Backlog};
 use crate::db::locks::{self, ServiceLock, Taken};
@@ -32,7 +33,7 @@ use crate::db::{facts, schema, DbError};
 use crate::sys::clock::unix_now;
 use crate::sys::shared::Shared;
 use crate::sys::signals::Signal;
-use crate::sys::{heartbeat, systemd, thread};
+use crate::sys::{heartbeat, systemd, thread, watchdog};
 use crate::web::http::{Request, Response, Status};
 use crate::web::server::{Handler, Place, Server, Site};
 use meters::Meters;
@@ -66,6 +67,9 @@ pub enum Error {
     /// hydra.conf cannot be read.
     #[error("{0}")]
     Config(#[from] crate::config::HydraConfError),
+    /// Its settings are wrong.
+    #[error("{0}")]
+    Settings(#[from] crate::config::ConfigError),
     /// A plugin's block cannot be served.
     #[error("{0}")]
     Plugin(String),
@@ -77,6 +81,8 @@ pub enum Error {
 /// What the service needs to start.
 pub struct Config {
     pub settings: Settings,
+    /// Of the command line, for reading the settings again.
+    pub overrides: Vec<Override>,
     pub target: DbTarget,
     /// Start beside sessions of Hydra's own notifier.
     pub beside: bool,
@@ -84,6 +90,8 @@ pub struct Config {
     pub queued_only: bool,
     /// It is the only service of this process, and speaks with systemd.
     pub alone: bool,
+    /// Where metrics are served; [`Notifier::prepare`] finds it in hydra.conf.
+    pub metrics: Option<String>,
 }
 
 /// The plugins of hydra.conf.
@@ -99,13 +107,79 @@ pub fn read_plugins(settings: &Settings) -> Result<Plugins, Error> {
     })
 }
 
+/// What hydra.conf asks for, as far as it can be changed while we live.
+pub struct Wanted {
+    pub plugins: Vec<Arc<dyn Plugin>>,
+    pub around: Arc<Surroundings>,
+    pub age_max: Duration,
+    pub keep: Duration,
+    /// Where metrics are served.
+    metrics: Option<String>,
+}
+
+impl Wanted {
+    fn of(settings: &Settings, pool: Pool, http: Arc<http::Client>) -> Result<Wanted, Error> {
+        let blocks = read_plugins(settings)?;
+        let plugins = plugins::all(&blocks).map_err(Error::Plugin)?;
+        http.set_rates(&settings.notification_rates);
+        Ok(Wanted {
+            plugins,
+            around: Arc::new(Surroundings {
+                pool,
+                http,
+                base_uri: settings.base_uri.trim_end_matches('/').to_owned(),
+                data_dir: settings.data_dir.clone(),
+                time_max: settings.notification_timeout,
+            }),
+            age_max: settings.notification_max_age,
+            keep: settings.notification_history,
+            metrics: blocks.metrics,
+        })
+    }
+}
+
+/// Reads hydra.conf again: what it asks for now, and remarks on what was changed without effect.
+///
+/// # Errors
+/// With what is wrong in it.
+pub fn read_again(
+    config: &Config,
+    around: &Surroundings,
+) -> Result<(Wanted, Vec<String>), Error> {
+    let settings = Settings::load(&|name| std::env::var(name).ok(), &config.overrides)?;
+    let wanted = Wanted::of(&settings, around.pool.clone(), around.http.clone())?;
+    let before = &config.settings;
+    let changed = [
+        (
+            "max-concurrent-notifications",
+            settings.max_concurrent_notifications != before.max_concurrent_notifications,
+        ),
+        (
+            "max_db_connections",
+            settings.max_db_connections != before.max_db_connections,
+        ),
+        ("database", settings.database != before.database),
+        ("stop_timeout", settings.stop_timeout != before.stop_timeout),
+        ("services", settings.services != before.services),
+        ("<hydra_notify>", wanted.metrics != config.metrics),
+    ];
+    let changed = changed.iter().filter(|(_, changed)| *changed);
+    let remarks = changed.map(|(key, _)| format!("{key} was changed: that needs a restart"));
+    Ok((wanted, remarks.collect()))
+}
+
+/// Whoever is told, for the log.
+fn list(targets: &[&str]) -> String {
+    match targets.is_empty() {
+        true => "no plugin is configured".to_owned(),
+        false => targets.join(", "),
+    }
+}
+
 /// A notifier that has been looked over and can start.
 pub struct Notifier {
     config: Config,
-    plugins: Vec<Arc<dyn Plugin>>,
-    around: Arc<Surroundings>,
-    /// Where metrics are served.
-    metrics: Option<String>,
+    wanted: Wanted,
 }
 
 impl Notifier {
@@ -113,10 +187,14 @@ impl Notifier {
     ///
     /// # Errors
     /// When something does.
-    pub fn prepare(config: Config) -> Result<Notifier, Error> {
+    pub fn prepare(mut config: Config) -> Result<Notifier, Error> {
         let settings = &config.settings;
-        let blocks = read_plugins(settings)?;
-        let plugins = plugins::all(&blocks).map_err(Error::Plugin)?;
+        let pool = Pool::new(
+            config.target.clone(),
+            settings.max_db_connections,
+            APPLICATION_NAME,
+        );
+        let wanted = Wanted::of(settings, pool.clone(), Arc::default())?;
         let mut client = config.target.connect(APPLICATION_NAME)?;
         for warning in schema::check_schema(&mut client)?.serve()? {
             log::warn!("{warning}");
@@ -126,11 +204,6 @@ impl Notifier {
         }
         drop(client);
         locks::refuse_transaction_pooler(&config.target)?;
-        let pool = Pool::new(
-            config.target.clone(),
-            settings.max_db_connections,
-            APPLICATION_NAME,
-        );
         if !settings
             .ignore_settings
             .iter()
@@ -138,19 +211,8 @@ impl Notifier {
         {
             refuse_declarative(&pool)?;
         }
-        let around = Arc::new(Surroundings {
-            pool,
-            http: http::Client::default(),
-            base_uri: settings.base_uri.trim_end_matches('/').to_owned(),
-            data_dir: settings.data_dir.clone(),
-            time_max: settings.notification_timeout,
-        });
-        Ok(Notifier {
-            config,
-            plugins,
-            around,
-            metrics: blocks.metrics,
-        })
+        config.metrics = wanted.metrics.clone();
+        Ok(Notifier { config, wanted })
     }
 
     /// Serves until a signal ends it.
@@ -167,31 +229,24 @@ impl Notifier {
         let stopping = Arc::new(AtomicBool::new(false));
         let mut workers = Vec::new();
         for number in 1..=threads {
-            let (jobs, done, around) = (jobs.clone(), done_sender.clone(), self.around.clone());
+            let (jobs, done) = (jobs.clone(), done_sender.clone());
             let stopping = stopping.clone();
             let name = format!("notify-{number}");
-            let worker = thread::spawn(name, move || work(&jobs, &done, &around, &stopping));
+            let worker = thread::spawn(name, move || work(&jobs, &done, &stopping));
             workers.push(worker.map_err(Error::System)?);
         }
         drop((jobs, done_sender));
-        let names: Vec<&str> = self.plugins.iter().map(|plugin| plugin.target()).collect();
-        log::info!(
-            "notifier: {threads} threads; {}",
-            match names.is_empty() {
-                true => "no plugin is configured".to_owned(),
-                false => names.join(", "),
-            }
-        );
+        let plugins = self.wanted.plugins.iter();
+        let names: Vec<&str> = plugins.map(|plugin| plugin.target()).collect();
+        log::info!("notifier: {threads} threads; {}", list(&names));
+        let mut dispatcher = Dispatcher::new(&self.wanted, threads, job_sender, done);
+        let watchdog = match self.config.alone {
+            true => Some(self.watch(&dispatcher.meters).map_err(Error::System)?),
+            false => None,
+        };
         if self.config.alone {
             systemd::notify("READY=1");
         }
-        let mut dispatcher = Dispatcher::new(
-            settings,
-            &self.plugins,
-            self.around.pool.clone(),
-            job_sender,
-            done,
-        );
         let http = self
             .serve_metrics(&dispatcher.meters)
             .map_err(Error::System)?;
@@ -208,6 +263,7 @@ impl Notifier {
         if idle {
             join(workers);
         }
+        drop(watchdog);
         if let Some(http) = http {
             http.end();
         }
@@ -215,9 +271,29 @@ impl Notifier {
         result
     }
 
+    /// The watchdog of a process that does nothing else; it ends when what is returned is dropped.
+    fn watch(&self, meters: &Arc<Meters>) -> std::io::Result<Sender<()>> {
+        let (ending, ended) = bounded::<()>(0);
+        let (meters, patience) = (meters.clone(), self.config.settings.watchdog_patience);
+        thread::spawn("watchdog", move || {
+            let status = || match (meters.config_error(), meters.is_active()) {
+                (Some(error), _) => format!("hydra.conf is wrong, the old settings stay: {error}"),
+                (None, true) => "telling whoever hydra.conf names".to_owned(),
+                (None, false) => "standing by".to_owned(),
+            };
+            let watched = watchdog::Watched {
+                patience,
+                essential: &["main"],
+                status: &status,
+            };
+            watchdog::watch(&watched, &ended);
+        })?;
+        Ok(ending)
+    }
+
     /// `/metrics` and `/healthz`, if they are wanted.
     fn serve_metrics(&self, meters: &Arc<Meters>) -> std::io::Result<Option<Server>> {
-        let Some(address) = &self.metrics else {
+        let Some(address) = &self.config.metrics else {
             return Ok(None);
         };
         let site = Site {
@@ -225,7 +301,7 @@ impl Notifier {
             path: "/metrics",
             place: Place::Address(address.clone()),
         };
-        let (pool, meters) = (self.around.pool.clone(), meters.clone());
+        let (pool, meters) = (self.wanted.around.pool.clone(), meters.clone());
         let backlogs: Shared<Backlog> = Shared::default();
         let handler: Handler =
             Arc::new(
@@ -237,7 +313,9 @@ impl Notifier {
                         });
                         Response::metrics(meters.page(backlog.as_ref(), unix_now()))
                     }
-                    "/healthz" => Response::json(&serde_json::json!({ "status": "up" })),
+                    "/healthz" => Response::json(&serde_json::json!({
+                        "status": "up", "active": meters.is_active(), "configError": meters.config_error(),
+                    })),
                     _ => Response::error(Status::NotFound, "there are /metrics and /healthz"),
                 },
             );
@@ -275,7 +353,8 @@ impl Notifier {
             heartbeat::idle("standing by");
             match signals.recv_timeout(pause) {
                 Ok(Signal::Stop) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
-                Ok(Signal::Reload) | Err(RecvTimeoutError::Timeout) => {}
+                Ok(Signal::Reload) => dispatcher.read_again(&self.config),
+                Err(RecvTimeoutError::Timeout) => {}
             }
         }
     }
@@ -309,8 +388,7 @@ fn join(workers: Vec<JoinHandle<()>>) {
 /// One thread of the pool: makes calls.
 fn work(
     jobs: &Receiver<Job>,
-    done: &crossbeam_channel::Sender<Done>,
-    around: &Surroundings,
+    done: &Sender<Done>,
     stopping: &AtomicBool,
 ) {
     loop {
@@ -322,8 +400,9 @@ fn work(
         let call = plugins::Call {
             event: &job.event,
             event_id: job.event_id,
-            around,
+            around: &job.around,
             stopping: &is_stopping,
+            asked: Cell::new(false),
         };
         let began = std::time::Instant::now();
         let call = std::panic::AssertUnwindSafe(|| job.plugin.deliver(&call));
@@ -372,7 +451,7 @@ fn refuse_declarative(pool: &Pool) -> Result<(), Error> {
 
 /// A notifier that runs beside another service of this process.
 pub struct Beside {
-    signals: crossbeam_channel::Sender<Signal>,
+    signals: Sender<Signal>,
     thread: JoinHandle<Result<(), Error>>,
 }
 
@@ -386,6 +465,11 @@ impl Beside {
         let thread =
             thread::spawn("notify", move || notifier.run(&inbox)).map_err(Error::System)?;
         Ok(Beside { signals, thread })
+    }
+
+    /// Where it hears signals.
+    pub fn signals(&self) -> Sender<Signal> {
+        self.signals.clone()
     }
 
     /// Ends it and waits for that.

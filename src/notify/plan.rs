@@ -1,15 +1,18 @@
 //! What is delivered next: order, parallelism, backoff, pauses, giving up. Pure: no I/O, no clock; `now` is a parameter.
 //!
-//! **Order.** A delivery has a lane for each build it is about (per target). Only the head of all its lanes may run, so what
-//! concerns one build reaches a target in the order of the events; everything else runs side by side.
+//! **Order.** A delivery has a lane for each build it is about (per target), and one for each status that several builds share.
+//! Only the head of all its lanes may run, so what concerns one build reaches a target in the order of the events; everything
+//! else runs side by side.
 //!
-//! **One slow target costs its own calls only.** A target never has all the threads while there are other targets, and one
-//! that fails again and again is left alone for growing pauses, with one call at a time to see whether it is back.
+//! **One slow target costs its own calls only.** While there are other targets one begins with a single call at a time, gets one
+//! more with each that succeeds, never has all the threads, and is back at one when a call fails. One that fails again and again
+//! is left alone for growing pauses.
 //!
 //! **Superseding.** To a target that shows the *state* of a build (a commit status) an old state that could not be delivered
 //! is not worth anything once a newer one is there: it is dropped, and the newer one need not wait for it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use crate::model::Millis;
 
@@ -41,8 +44,10 @@ pub struct Key {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Waiting {
     pub key: Key,
-    /// Its lanes.
+    /// The builds it is about: a lane each.
     pub builds: Vec<i32>,
+    /// Statuses that it shares with other builds: a lane each.
+    pub statuses: Vec<Arc<str>>,
     /// When the event was.
     pub at: Millis,
     /// Tries so far.
@@ -50,10 +55,28 @@ pub struct Waiting {
     pub due: Millis,
 }
 
+/// Within one of these the order of the events is kept.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Lane {
+    Build(i32),
+    Status(Arc<str>),
+}
+
+impl Waiting {
+    fn lanes(&self) -> impl Iterator<Item = Lane> + '_ {
+        let builds = self.builds.iter().map(|build| Lane::Build(*build));
+        builds.chain(self.statuses.iter().cloned().map(Lane::Status))
+    }
+}
+
 /// How a call ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Ended {
     Delivered,
+    /// Nothing was tried: it is too early, by so many milliseconds.
+    Postponed {
+        pause_ms: u64,
+    },
     /// Another try may help. With the server's own wish for a pause, milliseconds.
     Failed {
         retry_after_ms: Option<u64>,
@@ -67,6 +90,8 @@ pub enum Ended {
 pub enum Decision {
     Delivered { attempts: u32 },
     Retry { attempts: u32, due: Millis },
+    /// As if it had not been begun.
+    Postponed,
     GiveUp { attempts: u32 },
     Superseded { attempts: u32 },
 }
@@ -87,11 +112,15 @@ struct Item {
 #[derive(Debug, Default)]
 struct Lanes {
     manner: Manner,
+    /// Not configured any more.
+    gone: bool,
     items: BTreeMap<i64, Item>,
-    by_build: BTreeMap<i32, BTreeSet<i64>>,
+    by_lane: BTreeMap<Lane, BTreeSet<i64>>,
     ready: BTreeSet<i64>,
     later: BTreeSet<(Millis, i64)>,
     running: usize,
+    /// Calls it may have at once for all that is known of it, if there are other targets.
+    window: usize,
     failures: u32,
     paused_until: Millis,
 }
@@ -109,16 +138,40 @@ pub struct Plan {
 impl Plan {
     /// `age_ms_max`: a delivery that failed is given up when its event is older than this.
     pub fn new(threads: usize, age_ms_max: u64, targets: &[Manner]) -> Plan {
-        let lanes = |manner: &Manner| Lanes {
-            manner: *manner,
-            ..Lanes::default()
-        };
         Plan {
             threads: threads.max(1),
             age_ms_max,
-            targets: targets.iter().map(lanes).collect(),
+            targets: targets.iter().map(Lanes::new).collect(),
             turn: (0..targets.len()).collect(),
         }
+    }
+
+    /// The configuration has changed. `targets`: all of them, those known so far first; `None`: not configured any more. What
+    /// waits for those that are is tried at once, since that may be what was changed. Returns what was waiting for the others.
+    pub fn configure(
+        &mut self,
+        now: Millis,
+        age_ms_max: u64,
+        targets: &[Option<Manner>],
+    ) -> Vec<Key> {
+        self.age_ms_max = age_ms_max;
+        let mut forgotten = Vec::new();
+        for (target, manner) in targets.iter().enumerate() {
+            if target >= self.targets.len() {
+                self.targets.push(Lanes::new(&Manner::default()));
+                self.turn.push_back(target);
+            }
+            let lanes = &mut self.targets[target];
+            lanes.gone = manner.is_none();
+            match manner {
+                Some(manner) => {
+                    lanes.manner = *manner;
+                    lanes.hasten(now);
+                }
+                None => forgotten.extend(self.forget_idle_of(target)),
+            }
+        }
+        forgotten
     }
 
     /// Whether another delivery to this target fits into memory.
@@ -154,8 +207,8 @@ impl Plan {
         if lanes.items.contains_key(&key.event) {
             return Vec::new();
         }
-        for build in &waiting.builds {
-            lanes.by_build.entry(*build).or_default().insert(key.event);
+        for lane in waiting.lanes() {
+            lanes.by_lane.entry(lane).or_default().insert(key.event);
         }
         let running = false;
         let item = Item { waiting, running };
@@ -177,16 +230,21 @@ impl Plan {
 
     /// Forgets everything that is not running; says what that was.
     pub fn forget_idle(&mut self) -> Vec<Key> {
-        let mut forgotten = Vec::new();
-        for (target, lanes) in self.targets.iter_mut().enumerate() {
-            let idle = lanes.items.iter().filter(|(_, item)| !item.running);
-            let idle: Vec<i64> = idle.map(|(event, _)| *event).collect();
-            for event in idle {
-                lanes.remove(Millis(0), event);
-                forgotten.push(Key { event, target });
-            }
+        (0..self.targets.len())
+            .flat_map(|target| self.forget_idle_of(target))
+            .collect()
+    }
+
+    fn forget_idle_of(&mut self, target: Target) -> Vec<Key> {
+        let lanes = &mut self.targets[target];
+        let idle = lanes.items.iter().filter(|(_, item)| !item.running);
+        let idle: Vec<i64> = idle.map(|(event, _)| *event).collect();
+        for event in &idle {
+            lanes.remove(Millis(0), *event);
         }
-        forgotten
+        idle.into_iter()
+            .map(|event| Key { event, target })
+            .collect()
     }
 
     /// The next delivery to be made, if one may be made now; it counts as running from here on.
@@ -220,10 +278,10 @@ impl Plan {
     }
 
     /// Calls that one target may have at once.
-    fn cap(&self) -> usize {
-        match self.targets.len() {
-            0 | 1 => self.threads,
-            _ => (self.threads - 1).max(1),
+    fn cap(&self) -> Cap {
+        match self.targets.iter().filter(|lanes| !lanes.gone).count() {
+            0 | 1 => Cap::Alone(self.threads),
+            _ => Cap::OneOfMany((self.threads - 1).max(1)),
         }
     }
 
@@ -238,12 +296,18 @@ impl Plan {
             .expect("BUG: ended but not there");
         assert!(item.running, "BUG: ended but not running");
         item.running = false;
+        if let Ended::Postponed { pause_ms } = ended {
+            lanes.paused_until = lanes.paused_until.max(now + pause_ms);
+            lanes.place(now, key.event);
+            return Decision::Postponed;
+        }
         item.waiting.attempts += 1;
         let attempts = item.waiting.attempts;
         let age = now.since(item.waiting.at);
         let retry_after_ms = match ended {
             Ended::Delivered => {
                 lanes.failures = 0;
+                lanes.window = (lanes.window + 1).min(self.threads);
                 lanes.remove(now, key.event);
                 return Decision::Delivered { attempts };
             }
@@ -252,8 +316,10 @@ impl Plan {
                 return Decision::GiveUp { attempts };
             }
             Ended::Failed { retry_after_ms } => retry_after_ms.map(|ms| ms.min(RETRY_AFTER_MS_MAX)),
+            Ended::Postponed { .. } => unreachable!("BUG: dealt with above"),
         };
         lanes.failures += 1;
+        lanes.window = 1;
         if lanes.failures >= FAILURES_MAX {
             let shift = (lanes.failures - FAILURES_MAX).min(16);
             let pause = (PAUSE_MS << shift).min(PAUSE_MS_MAX);
@@ -299,15 +365,42 @@ impl Plan {
     }
 }
 
+/// How many calls a target may have at once.
+#[derive(Clone, Copy)]
+enum Cap {
+    /// There is no other target to be kept waiting.
+    Alone(usize),
+    OneOfMany(usize),
+}
+
 impl Lanes {
+    fn new(manner: &Manner) -> Lanes {
+        Lanes {
+            manner: *manner,
+            window: 1,
+            ..Lanes::default()
+        }
+    }
+
     /// Whether it has all the calls it may have; one that fails again and again has one at a time.
-    fn is_full(&self, cap: usize) -> bool {
-        self.running
-            >= if self.failures >= FAILURES_MAX {
-                1
-            } else {
-                cap
-            }
+    fn is_full(&self, cap: Cap) -> bool {
+        let max = match cap {
+            _ if self.failures >= FAILURES_MAX => 1,
+            Cap::Alone(threads) => threads,
+            Cap::OneOfMany(threads) => threads.min(self.window),
+        };
+        self.running >= max
+    }
+
+    /// What waits for a time need not wait any more.
+    fn hasten(&mut self, now: Millis) {
+        self.failures = 0;
+        self.paused_until = Millis(0);
+        for item in self.items.values_mut() {
+            item.waiting.due = item.waiting.due.min(now);
+        }
+        let later = std::mem::take(&mut self.later);
+        self.ready.extend(later.into_iter().map(|(_, event)| event));
     }
 
     /// What is in one of its lanes before it.
@@ -318,7 +411,7 @@ impl Lanes {
         let builds = &self.items[&event].waiting.builds;
         let before = builds
             .iter()
-            .filter_map(|build| self.by_build.get(build))
+            .filter_map(|build| self.by_lane.get(&Lane::Build(*build)))
             .flat_map(|events| events.range(..event).copied());
         let before: BTreeSet<i64> = before.collect();
         before.into_iter().collect()
@@ -327,7 +420,8 @@ impl Lanes {
     /// A newer one tells of all the builds that it tells of.
     fn is_superseded(&self, event: i64) -> bool {
         let builds = &self.items[&event].waiting.builds;
-        let Some(first) = builds.first().and_then(|build| self.by_build.get(build)) else {
+        let first = builds.first().map(|build| Lane::Build(*build));
+        let Some(first) = first.and_then(|lane| self.by_lane.get(&lane)) else {
             return false;
         };
         self.manner.supersedes
@@ -338,10 +432,10 @@ impl Lanes {
     }
 
     fn is_head(&self, event: i64) -> bool {
-        let builds = &self.items[&event].waiting.builds;
-        builds
-            .iter()
-            .all(|build| self.by_build.get(build).and_then(BTreeSet::first) == Some(&event))
+        self.items[&event]
+            .waiting
+            .lanes()
+            .all(|lane| self.by_lane.get(&lane).and_then(BTreeSet::first) == Some(&event))
     }
 
     /// Puts a delivery where it belongs: among the ready ones, those that wait for a time, or neither.
@@ -366,15 +460,15 @@ impl Lanes {
         let item = self.items.remove(&event).expect("BUG: removed twice");
         self.ready.remove(&event);
         self.later.remove(&(item.waiting.due, event));
-        for build in &item.waiting.builds {
-            let Some(lane) = self.by_build.get_mut(build) else {
+        for lane in item.waiting.lanes() {
+            let Some(events) = self.by_lane.get_mut(&lane) else {
                 continue;
             };
-            lane.remove(&event);
-            match lane.first().copied() {
+            events.remove(&event);
+            match events.first().copied() {
                 Some(head) => self.place(now, head),
                 None => {
-                    self.by_build.remove(build);
+                    self.by_lane.remove(&lane);
                 }
             }
         }
@@ -396,6 +490,7 @@ mod tests {
         Waiting {
             key: Key { event, target },
             builds: builds.to_vec(),
+            statuses: Vec::new(),
             at: Millis(0),
             attempts: 0,
             due: Millis(0),
@@ -553,6 +648,97 @@ mod tests {
         assert_eq!(fail(&mut plan, 0, 2), Decision::Superseded { attempts: 1 });
         assert_eq!(next(&mut plan, 0), Some(3));
         assert_eq!(next(&mut plan, 0), Some(4));
+    }
+
+    #[test]
+    fn s6_a_pending_never_overtakes_a_success_also_of_another_build_with_the_same_status() {
+        let mut plan = plan(4, 1);
+        let status: Arc<str> = "p:s:job".into();
+        for (event, build) in [(1, 10), (2, 11), (3, 12)] {
+            let mut waiting = waiting(event, 0, &[build]);
+            if event < 3 {
+                waiting.statuses.push(status.clone());
+            }
+            assert!(plan.add(Millis(0), waiting).is_empty());
+        }
+        assert_eq!(next(&mut plan, 0), Some(1));
+        assert_eq!(next(&mut plan, 0), Some(3), "another status");
+        assert_eq!(next(&mut plan, 0), None);
+        let key = Key {
+            event: 1,
+            target: 0,
+        };
+        plan.ended(Millis(0), key, Ended::Delivered);
+        assert_eq!(next(&mut plan, 0), Some(2));
+    }
+
+    #[test]
+    fn a_target_has_one_call_until_one_succeeded_and_again_after_one_failed() {
+        let mut plan = plan(4, 2);
+        for event in 1..20 {
+            add(&mut plan, event, 0, &[event as i32]);
+        }
+        let key = |event| Key { event, target: 0 };
+        assert_eq!(next(&mut plan, 0), Some(1));
+        assert_eq!(next(&mut plan, 0), None);
+        plan.ended(Millis(0), key(1), Ended::Delivered);
+        assert_eq!(next(&mut plan, 0), Some(2));
+        assert_eq!(next(&mut plan, 0), Some(3));
+        assert_eq!(next(&mut plan, 0), None);
+        for event in [2, 3] {
+            plan.ended(Millis(0), key(event), Ended::Delivered);
+        }
+        // One of the four is left to the others, however well it does.
+        for event in [4, 5, 6] {
+            assert_eq!(next(&mut plan, 0), Some(event));
+        }
+        assert_eq!(next(&mut plan, 0), None);
+        fail(&mut plan, 0, 4);
+        plan.ended(Millis(0), key(5), Ended::Refused);
+        assert_eq!(next(&mut plan, 0), None, "the sixth is under way");
+        plan.ended(Millis(0), key(6), Ended::Refused);
+        assert_eq!(next(&mut plan, 0), Some(7));
+        assert_eq!(next(&mut plan, 0), None);
+    }
+
+    #[test]
+    fn what_is_postponed_is_no_attempt_and_its_target_waits() {
+        let mut plan = plan(2, 1);
+        add(&mut plan, 1, 0, &[10]);
+        add(&mut plan, 2, 0, &[11]);
+        assert_eq!(next(&mut plan, 0), Some(1));
+        let key = Key {
+            event: 1,
+            target: 0,
+        };
+        let pause_ms = 700;
+        let decision = plan.ended(Millis(0), key, Ended::Postponed { pause_ms });
+        assert_eq!(decision, Decision::Postponed);
+        assert_eq!(plan.wake_at(), Some(Millis(700)));
+        assert_eq!(next(&mut plan, 699), None);
+        assert_eq!(plan.next(Millis(700)), Some((key, 0)));
+    }
+
+    #[test]
+    fn a_new_configuration_is_tried_at_once_and_what_is_gone_is_forgotten() {
+        let mut plan = plan(2, 2);
+        add(&mut plan, 1, 0, &[10]);
+        add(&mut plan, 2, 1, &[10]);
+        add(&mut plan, 3, 1, &[11]);
+        assert_eq!(next(&mut plan, 0), Some(1));
+        fail(&mut plan, 0, 1);
+        assert_eq!(next(&mut plan, 0), Some(2));
+        let manner = Some(Manner::default());
+        let forgotten = plan.configure(Millis(5), DAY_MS, &[manner, None, manner]);
+        let key = |event, target| Key { event, target };
+        assert_eq!(forgotten, [key(3, 1)]);
+        assert_eq!(plan.next(Millis(5)), Some((key(1, 0), 1)));
+        assert_eq!(plan.next(Millis(5)), None);
+        // What is under way ends as always.
+        let decision = plan.ended(Millis(5), key(2, 1), Ended::Delivered);
+        assert_eq!(decision, Decision::Delivered { attempts: 1 });
+        add(&mut plan, 4, 2, &[10]);
+        assert_eq!(plan.next(Millis(5)), Some((key(4, 2), 0)));
     }
 
     /// Whatever happens: lanes stay in order, nothing is lost, nothing runs twice at once, the caps hold.

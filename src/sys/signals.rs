@@ -3,7 +3,7 @@
 
 use std::io;
 
-use crossbeam_channel::{unbounded, Receiver};
+use crossbeam_channel::{unbounded, Receiver, Sender};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
@@ -38,6 +38,35 @@ pub fn listen() -> io::Result<Receiver<Signal>> {
                 _ => Signal::Stop,
             };
             if sender.send(message).is_err() {
+                break;
+            }
+        }
+    })?;
+    Ok(receiver)
+}
+
+/// For a process with several services: `others` hear of a reload; everything goes to who gets the receiver, and ends the others.
+///
+/// # Errors
+/// When the thread cannot be set up.
+pub fn shared(
+    signals: &Receiver<Signal>,
+    others: Vec<Sender<Signal>>,
+) -> io::Result<Receiver<Signal>> {
+    if others.is_empty() {
+        return Ok(signals.clone());
+    }
+    let (sender, receiver) = unbounded();
+    let signals = signals.clone();
+    thread::spawn("signals-shared", move || {
+        for signal in signals {
+            if signal == Signal::Reload {
+                for other in &others {
+                    // One that has ended needs none.
+                    let _ = other.send(signal);
+                }
+            }
+            if sender.send(signal).is_err() {
                 break;
             }
         }

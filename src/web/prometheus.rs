@@ -8,6 +8,8 @@ pub enum Kind {
     /// Only rises, until the process ends.
     Counter,
     Gauge,
+    /// How many were up to each bound.
+    Histogram,
 }
 
 /// A page of metrics as it grows. The samples of one metric follow each other.
@@ -23,6 +25,7 @@ impl Page {
         let kind = match kind {
             Kind::Counter => "counter",
             Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
         };
         self.current = name;
         let help = escape(help, false);
@@ -31,7 +34,30 @@ impl Page {
 
     /// One value of the metric begun last.
     pub fn sample(&mut self, labels: &[(&str, &str)], value: f64) {
+        self.named("", labels, value);
+    }
+
+    /// A histogram of the metric begun last. `counts`: up to each bound, each with those before it, and last all.
+    pub fn histogram(
+        &mut self,
+        labels: &[(&str, &str)],
+        bounds: &[f64],
+        counts: &[u64],
+        sum: f64,
+    ) {
+        let bounds = bounds.iter().map(f64::to_string);
+        let bounds = bounds.chain(std::iter::once("+Inf".to_owned()));
+        for (bound, count) in bounds.zip(counts) {
+            let labels = [labels, &[("le", bound.as_str())]].concat();
+            self.named("_bucket", &labels, *count as f64);
+        }
+        self.named("_sum", labels, sum);
+        self.named("_count", labels, counts.last().copied().unwrap_or(0) as f64);
+    }
+
+    fn named(&mut self, suffix: &str, labels: &[(&str, &str)], value: f64) {
         self.text.push_str(self.current);
+        self.text.push_str(suffix);
         for (at, (label, value)) in labels.iter().enumerate() {
             let open = if at == 0 { '{' } else { ',' };
             let _ = write!(self.text, "{open}{label}=\"{}\"", escape(value, true));
@@ -76,10 +102,14 @@ mod tests {
         page.sample(&[], 3.0);
         page.metric("b", Kind::Gauge, "\"Quoted\".");
         page.sample(&[("machine", "a\"b\\c\nd"), ("reason", "full")], 0.25);
+        page.metric("c", Kind::Histogram, "Seconds.");
+        page.histogram(&[("a", "b")], &[0.5, 1.0], &[1, 1, 3], 12.5);
         assert_eq!(
             page.text(),
             "# HELP a_total Back\\\\slash\\nand line.\n# TYPE a_total counter\na_total 3\n\
-             # HELP b \"Quoted\".\n# TYPE b gauge\nb{machine=\"a\\\"b\\\\c\\nd\",reason=\"full\"} 0.25\n"
+             # HELP b \"Quoted\".\n# TYPE b gauge\nb{machine=\"a\\\"b\\\\c\\nd\",reason=\"full\"} 0.25\n\
+             # HELP c Seconds.\n# TYPE c histogram\nc_bucket{a=\"b\",le=\"0.5\"} 1\nc_bucket{a=\"b\",le=\"1\"} 1\n\
+             c_bucket{a=\"b\",le=\"+Inf\"} 3\nc_sum{a=\"b\"} 12.5\nc_count{a=\"b\"} 3\n"
         );
     }
 }

@@ -26,10 +26,12 @@ expected="./etc/hydrad/environment
 ./etc/hydrad/machines
 ./usr/local/bin/hydra-create-user
 ./usr/local/bin/hydra-init
+./usr/local/bin/hydra-notify
 ./usr/local/bin/hydra-queue-runner
 ./usr/local/bin/hydra-update-gc-roots
 ./usr/local/bin/hydrad
 ./usr/local/lib/systemd/system/hydrad-metrics.socket
+./usr/local/lib/systemd/system/hydrad-notify.service
 ./usr/local/lib/systemd/system/hydrad-queue-runner.service
 ./usr/local/lib/systemd/system/hydrad-status.socket
 ./usr/local/lib/systemd/system/hydrad-update-gc-roots.service
@@ -44,9 +46,9 @@ expected="./etc/hydrad/environment
 ! grep -rn '@[A-Z_]*@' "$stage/etc" "$stage/usr/local/lib" || die "placeholders were left"
 
 units="$stage/usr/local/lib/systemd/system"
-resident=("$units/hydrad.service" "$units/hydrad-queue-runner.service")
+resident=("$units/hydrad.service" "$units/hydrad-queue-runner.service" "$units/hydrad-notify.service")
 if command -v systemd-analyze >/dev/null; then
-    for unit in hydrad.service hydrad-queue-runner.service hydrad-update-gc-roots.service; do
+    for unit in hydrad.service hydrad-queue-runner.service hydrad-notify.service hydrad-update-gc-roots.service; do
         say "$unit"
         mkdir -p "$stage/verify"
         # verify wants programs that exist, and each unit by itself (they name each other in Conflicts=).

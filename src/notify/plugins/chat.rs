@@ -153,14 +153,8 @@ impl Plugin for CircleCi {
             }
         }
         each(urls, |url| {
-            call.around
-                .http
-                .post(&crate::notify::http::Post {
-                    url: &url,
-                    headers: &[("Content-Type".to_owned(), "application/json".to_owned())],
-                    body: b"",
-                    time_max: call.around.time_max,
-                })
+            let json = ("Content-Type".to_owned(), "application/json".to_owned());
+            call.post(&url, &[json], b"", call.around.time_max)
                 .map(drop)
         })
     }

@@ -5,7 +5,7 @@ use serde_json::{json, Value};
 
 use super::{each, Call, Failure, Plugin};
 use crate::config::notify::{BitBucket as BitBucketBlock, Tokens};
-use crate::db::facts::{BuildFacts, Evaluation};
+use crate::db::facts::{BuildFacts, Evaluation, Job};
 use crate::nix::hash::base64_encode;
 use crate::notify::event::Event;
 use crate::notify::plan::Manner;
@@ -115,6 +115,15 @@ impl Plugin for Forge {
 
     fn manner(&self) -> Manner {
         Manner { supersedes: true }
+    }
+
+    fn shares_statuses(&self) -> bool {
+        true
+    }
+
+    /// The status of a commit is named after the job alone.
+    fn statuses(&self, job: &Job) -> Vec<String> {
+        vec![job.name()]
     }
 
     fn deliver(&self, call: &Call<'_>) -> Result<(), Failure> {

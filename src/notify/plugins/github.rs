@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::{each, Call, Failure, Plugin};
 use crate::config::notify::{GithubStatus as Block, Secret, Tokens};
-use crate::db::facts::{BuildFacts, Evaluation};
+use crate::db::facts::{BuildFacts, Evaluation, Job};
 use crate::notify::plan::Manner;
 
 static FLAKE: LazyLock<Regex> = LazyLock::new(|| {
@@ -65,6 +65,24 @@ impl Plugin for GithubStatus {
 
     fn manner(&self) -> Manner {
         Manner { supersedes: true }
+    }
+
+    fn shares_statuses(&self) -> bool {
+        let shared = |block: &Block| block.exclude_build || block.context.is_some();
+        self.blocks.iter().any(shared)
+    }
+
+    /// Whichever commit it is: that is not known before the evaluation is read, and other commits only wait their turn.
+    fn statuses(&self, job: &Job) -> Vec<String> {
+        let name = job.name();
+        let blocks = self.blocks.iter().filter(|block| block.jobs.matches(&name));
+        blocks
+            .filter_map(|block| match (&block.context, block.exclude_build) {
+                (Some(context), _) => Some(format!("{}:{}:={context}", job.project, job.jobset)),
+                (None, true) => Some(name.clone()),
+                (None, false) => None,
+            })
+            .collect()
     }
 
     fn deliver(&self, call: &Call<'_>) -> Result<(), Failure> {

@@ -4,7 +4,6 @@ use super::{Call, Failure, Plugin};
 use crate::config::notify::Influx as Block;
 use crate::db::facts::BuildFacts;
 use crate::notify::document::status_word;
-use crate::notify::http::Post;
 
 pub struct Influx {
     block: Block,
@@ -47,14 +46,9 @@ impl Plugin for Influx {
             "Content-Type".to_owned(),
             "application/x-www-form-urlencoded".to_owned(),
         );
-        call.around
-            .http
-            .post(&Post {
-                url: &format!("{}/write?db={}&precision=s", self.block.url, self.block.db),
-                headers: &[form],
-                body: lines.join("\n").as_bytes(),
-                time_max: call.around.time_max,
-            })
+        let url = format!("{}/write?db={}&precision=s", self.block.url, self.block.db);
+        let body = lines.join("\n");
+        call.post(&url, &[form], body.as_bytes(), call.around.time_max)
             .map(drop)
     }
 }

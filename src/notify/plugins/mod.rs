@@ -8,15 +8,16 @@ pub mod influx;
 pub mod run_command;
 pub mod webhook;
 
+use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::event::Event;
-use super::http::{Client, Post};
-use super::plan::{Ended, Manner};
+use super::http::{Client, Post, Turn};
+use super::plan::{Ended, Manner, RETRY_AFTER_MS_MAX};
 use crate::config::notify::Plugins;
-use crate::db::facts::{self, BuildFacts, Evaluation, Results};
+use crate::db::facts::{self, BuildFacts, Evaluation, Job, Results};
 use crate::db::pool::{Conn, Pool};
 use crate::db::DbError;
 use crate::sys::child::plain_error;
@@ -58,6 +59,17 @@ impl Failure {
         }
     }
 
+    /// Nothing was tried; it may be after this time.
+    pub fn postponed(text: impl Into<String>, pause: Duration) -> Failure {
+        let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+        Failure {
+            text: text.into(),
+            ended: Ended::Postponed {
+                pause_ms: pause_ms.clamp(1, RETRY_AFTER_MS_MAX),
+            },
+        }
+    }
+
     /// No other try will help.
     pub fn refused(text: impl Into<String>) -> Failure {
         Failure {
@@ -76,7 +88,7 @@ impl From<DbError> for Failure {
 /// What all plugins have at hand.
 pub struct Surroundings {
     pub pool: Pool,
-    pub http: Client,
+    pub http: Arc<Client>,
     /// Without a slash at its end.
     pub base_uri: String,
     pub data_dir: std::path::PathBuf,
@@ -92,6 +104,8 @@ pub struct Call<'a> {
     pub around: &'a Surroundings,
     /// The service is being stopped and does not wait any longer.
     pub stopping: &'a dyn Fn() -> bool,
+    /// A request was made.
+    pub asked: Cell<bool>,
 }
 
 impl Call<'_> {
@@ -152,6 +166,27 @@ impl Call<'_> {
         )
     }
 
+    /// Posts, when it is the host's turn.
+    pub fn post(
+        &self,
+        url: &str,
+        headers: &[(String, String)],
+        body: &[u8],
+        time_max: Duration,
+    ) -> Result<String, Failure> {
+        let turn = match self.asked.replace(true) {
+            false => Turn::First,
+            true => Turn::Next,
+        };
+        self.around.http.post(&Post {
+            url,
+            headers,
+            body,
+            time_max,
+            turn,
+        })
+    }
+
     /// Posts JSON.
     pub fn post_json(
         &self,
@@ -165,12 +200,8 @@ impl Call<'_> {
             .chain(headers)
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
             .collect();
-        self.around.http.post(&Post {
-            url,
-            headers: &headers,
-            body: body.to_string().as_bytes(),
-            time_max: self.around.time_max,
-        })
+        let time_max = self.around.time_max;
+        self.post(url, &headers, body.to_string().as_bytes(), time_max)
     }
 }
 
@@ -222,6 +253,16 @@ pub trait Plugin: Send + Sync {
 
     fn manner(&self) -> Manner {
         Manner::default()
+    }
+
+    /// Whether builds may share a status: then [`Plugin::statuses`] says which.
+    fn shares_statuses(&self) -> bool {
+        false
+    }
+
+    /// Names of the statuses that a build of this job shares with others; the order of the events is kept for each.
+    fn statuses(&self, _job: &Job) -> Vec<String> {
+        Vec::new()
     }
 
     /// Tells of an event. Must come back within a time of its own.

@@ -9,7 +9,6 @@ use crate::config::notify::{HeaderValue, Webhook as Block};
 use crate::nix::hash::hex_encode;
 use crate::notify::document;
 use crate::notify::event::{channel_of, Event};
-use crate::notify::http::Post;
 
 /// Dependents described in one document; the others are only listed.
 const DEPENDENTS_MAX: usize = 100;
@@ -154,13 +153,9 @@ impl Plugin for Webhook {
                 format!("sha256={signature}"),
             ));
         }
-        call.around.http.post(&Post {
-            url: &self.block.url,
-            headers: &headers,
-            body: body.as_bytes(),
-            time_max: self.block.time_max.unwrap_or(call.around.time_max),
-        })?;
-        Ok(())
+        let time_max = self.block.time_max.unwrap_or(call.around.time_max);
+        call.post(&self.block.url, &headers, body.as_bytes(), time_max)
+            .map(drop)
     }
 }
 
