@@ -119,10 +119,7 @@ impl Ledger {
     }
 
     /// Once this returns it is on PostgreSQL's disk.
-    fn write<T>(
-        &self,
-        work: impl FnMut(&mut Tx<'_>) -> Result<T, DbError>,
-    ) -> Result<T, DbError> {
+    fn write<T>(&self, work: impl FnMut(&mut Tx<'_>) -> Result<T, DbError>) -> Result<T, DbError> {
         self.commit(Commit::OnDisk, work)
     }
 
@@ -210,11 +207,7 @@ impl Ledger {
     }
 
     /// What a new active notifier does first: holds what is old, and settles what was decided elsewhere meanwhile.
-    pub fn take_over(
-        &self,
-        now: UnixSecs,
-        held_before: UnixSecs,
-    ) -> Result<(), DbError> {
+    pub fn take_over(&self, now: UnixSecs, held_before: UnixSecs) -> Result<(), DbError> {
         self.write(|tx| {
             let sql = include_str!("../../sql/notify/hold_old.sql");
             tx.execute(sql, &[&held_before])?;

@@ -142,10 +142,7 @@ impl Wanted {
 ///
 /// # Errors
 /// With what is wrong in it.
-pub fn read_again(
-    config: &Config,
-    around: &Surroundings,
-) -> Result<(Wanted, Vec<String>), Error> {
+pub fn read_again(config: &Config, around: &Surroundings) -> Result<(Wanted, Vec<String>), Error> {
     let settings = Settings::load(&|name| std::env::var(name).ok(), &config.overrides)?;
     let wanted = Wanted::of(&settings, around.pool.clone(), around.http.clone())?;
     let before = &config.settings;
@@ -303,22 +300,21 @@ impl Notifier {
         };
         let (pool, meters) = (self.wanted.around.pool.clone(), meters.clone());
         let backlogs: Shared<Backlog> = Shared::default();
-        let handler: Handler =
-            Arc::new(
-                move |_: &str, request: &Request| match request.path.as_str() {
-                    "/metrics" => {
-                        let backlog = backlogs.get(BACKLOG_AGE_MAX, BACKLOG_PATIENCE, || {
-                            let mut conn = pool.get(BACKLOG_PATIENCE).ok()?;
-                            ledger::backlog(&mut conn).ok()
-                        });
-                        Response::metrics(meters.page(backlog.as_ref(), unix_now()))
-                    }
-                    "/healthz" => Response::json(&serde_json::json!({
-                        "status": "up", "active": meters.is_active(), "configError": meters.config_error(),
-                    })),
-                    _ => Response::error(Status::NotFound, "there are /metrics and /healthz"),
-                },
-            );
+        let handler: Handler = Arc::new(move |_: &str, request: &Request| {
+            match request.path.as_str() {
+                "/metrics" => {
+                    let backlog = backlogs.get(BACKLOG_AGE_MAX, BACKLOG_PATIENCE, || {
+                        let mut conn = pool.get(BACKLOG_PATIENCE).ok()?;
+                        ledger::backlog(&mut conn).ok()
+                    });
+                    Response::metrics(meters.page(backlog.as_ref(), unix_now()))
+                }
+                "/healthz" => Response::json(&serde_json::json!({
+                    "status": "up", "active": meters.is_active(), "configError": meters.config_error(),
+                })),
+                _ => Response::error(Status::NotFound, "there are /metrics and /healthz"),
+            }
+        });
         Server::start(vec![site], handler, Arc::default()).map(Some)
     }
 
@@ -386,11 +382,7 @@ fn join(workers: Vec<JoinHandle<()>>) {
 }
 
 /// One thread of the pool: makes calls.
-fn work(
-    jobs: &Receiver<Job>,
-    done: &Sender<Done>,
-    stopping: &AtomicBool,
-) {
+fn work(jobs: &Receiver<Job>, done: &Sender<Done>, stopping: &AtomicBool) {
     loop {
         heartbeat::idle("waiting for something to tell");
         let Ok(job) = jobs.recv() else { return };

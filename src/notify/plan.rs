@@ -88,12 +88,21 @@ pub enum Ended {
 /// What becomes of a delivery.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Decision {
-    Delivered { attempts: u32 },
-    Retry { attempts: u32, due: Millis },
+    Delivered {
+        attempts: u32,
+    },
+    Retry {
+        attempts: u32,
+        due: Millis,
+    },
     /// As if it had not been begun.
     Postponed,
-    GiveUp { attempts: u32 },
-    Superseded { attempts: u32 },
+    GiveUp {
+        attempts: u32,
+    },
+    Superseded {
+        attempts: u32,
+    },
 }
 
 /// What there is to know of a target beforehand.

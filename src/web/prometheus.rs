@@ -38,13 +38,7 @@ impl Page {
     }
 
     /// A histogram of the metric begun last. `counts`: up to each bound, each with those before it, and last all.
-    pub fn histogram(
-        &mut self,
-        labels: &[(&str, &str)],
-        bounds: &[f64],
-        counts: &[u64],
-        sum: f64,
-    ) {
+    pub fn histogram(&mut self, labels: &[(&str, &str)], bounds: &[f64], counts: &[u64], sum: f64) {
         let bounds = bounds.iter().map(f64::to_string);
         let bounds = bounds.chain(std::iter::once("+Inf".to_owned()));
         for (bound, count) in bounds.zip(counts) {
