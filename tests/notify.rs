@@ -2,100 +2,14 @@
 
 mod common;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Mutex};
 
-use common::{
-    eventually, Answer, Db, Farm, Hydrad, HydradBuilder, NixStore, Pg, Recorder, RunAs, TestDir,
-    Told,
-};
-use postgres::{Client, GenericClient};
+use common::notified::{announce, build_of, fetch, finish, finish_row, Door, Place};
+use common::{free_port, Answer, Farm, NixStore, Recorder, RunAs, Told};
 use serde_json::json;
-
-/// A database with a job set, and a folder with a hydra.conf.
-struct Place {
-    db: Db,
-    dir: TestDir,
-}
-
-impl Place {
-    fn new(conf: &str) -> Place {
-        let db = Pg::shared().db();
-        db.client()
-            .batch_execute(
-                "insert into Users (userName, emailAddress, password) values ('u', '', '!');
-                 insert into Projects (name, displayName, owner) values ('p', 'P', 'u');
-                 insert into Jobsets (name, project, emailOverride, nixExprInput, nixExprPath) values ('s', 'p', '', 'i', 'f')",
-            )
-            .expect("a job set");
-        let dir = TestDir::new(RunAs::Unprivileged);
-        dir.file("hydra.conf", conf, RunAs::Unprivileged);
-        Place { db, dir }
-    }
-
-    fn client(&self) -> Client {
-        self.db.client()
-    }
-
-    fn file(&self, name: &str, text: &str) -> PathBuf {
-        self.dir.file(name, text, RunAs::Unprivileged)
-    }
-
-    /// Queued builds with these ids.
-    fn builds(&self, ids: std::ops::RangeInclusive<i32>) {
-        let sql = "insert into Builds (id, finished, timestamp, jobset_id, job, drvPath, system, nixName)
-                   select n, 0, 100, (select id from Jobsets), 'job' || n, '/nix/store/' || n || '.drv', 'x86_64-linux', 'name-' || n
-                   from generate_series($1::int, $2::int) n";
-        self.client()
-            .execute(sql, &[ids.start(), ids.end()])
-            .expect("builds");
-    }
-
-    fn hydrad(&self, args: &[&str]) -> HydradBuilder {
-        Hydrad::run(args)
-            .db(&self.db)
-            .env("HYDRA_DATA", self.dir.path().display().to_string())
-            .env(
-                "HYDRA_CONFIG",
-                self.dir.join("hydra.conf").display().to_string(),
-            )
-            .env("TMPDIR", self.dir.path().display().to_string())
-    }
-
-    fn notifier(&self) -> Hydrad {
-        let mut hydrad = self.hydrad(&["notify"]).start();
-        hydrad.wait_log("notifier: active");
-        hydrad
-    }
-
-    fn rows(&self, sql: &str) -> i64 {
-        self.client().query_one(sql, &[]).expect(sql).get(0)
-    }
-}
-
-/// As Hydra's C++ queue runner ends a build: its rows in one transaction, NOTIFY in another.
-fn finish(client: &mut Client, id: i32, status: i32) {
-    finish_row(client, id, status);
-    announce(client, "build_finished", &id.to_string());
-}
-
-fn finish_row(client: &mut impl GenericClient, id: i32, status: i32) {
-    let sql = "update Builds set finished = 1, buildStatus = $2, startTime = 200, stopTime = extract(epoch from now())::int,
-                      notificationPendingSince = extract(epoch from now())::int where id = $1";
-    client.execute(sql, &[&id, &status]).expect("finish");
-}
-
-fn announce(client: &mut Client, channel: &str, payload: &str) {
-    client
-        .execute("select pg_notify($1, $2)", &[&channel, &payload])
-        .expect("notify");
-}
-
-fn build_of(told: &Told) -> i64 {
-    told.json()["build"].as_i64().expect("a build")
-}
 
 #[test]
 fn s1_ten_thousand_events_are_told_by_one_resident_process_in_the_order_of_each_build() {
@@ -130,106 +44,6 @@ fn s1_ten_thousand_events_are_told_by_one_resident_process_in_the_order_of_each_
             .collect();
         assert_eq!(events, ["buildQueued", "buildStarted"], "build {id}");
     }
-    assert!(hydrad.terminate().success());
-}
-
-#[test]
-fn s5_killed_at_any_instant_every_build_is_told_and_none_again_once_recorded() {
-    let kills: usize = std::env::var("HYDRAD_TEST_KILLS")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(20);
-    let target = Recorder::accepting();
-    let place = Place::new(&format!("<webhook>\nurl = {}\n</webhook>\n", target.url()));
-    let count = 40 * kills as i32;
-    place.builds(1..=2 * count);
-    let mut client = place.client();
-    let mut next = 1;
-    // For each kill: how many requests there had been, and what was recorded as told.
-    let mut snapshots: Vec<(usize, BTreeSet<i64>)> = Vec::new();
-    for kill in 0..kills {
-        let mut hydrad = place.hydrad(&["notify"]).start();
-        let before = target.told().len();
-        for _ in 0..20 {
-            // Even ones are dependents of the odd ones.
-            finish_row(&mut client, 2 * next, 2);
-            finish_row(&mut client, 2 * next - 1, 1);
-            let payload = format!("{}\t{}", 2 * next - 1, 2 * next);
-            announce(&mut client, "build_finished", &payload);
-            next += 1;
-            // And one as hydrad's own writer ends it: the row and all that is said of it in one transaction.
-            let mut transaction = client.transaction().expect("a transaction");
-            finish_row(&mut transaction, 2 * next - 1, 0);
-            finish_row(&mut transaction, 2 * next, 0);
-            let payload = format!("{}\t{}", 2 * next - 1, 2 * next);
-            transaction
-                .execute(
-                    include_str!("../sql/queue/notify_all.sql"),
-                    &[&vec!["build_finished"], &vec![payload]],
-                )
-                .expect("announced");
-            transaction.commit().expect("committed");
-            next += 1;
-        }
-        // Somewhere among the first forty, or before the first.
-        let wanted = before + kill * 7 % 30;
-        hydrad.eventually("some are told", || {
-            (target.told().len() >= wanted).then_some(())
-        });
-        hydrad.kill_9();
-        eventually("its sessions are gone", || {
-            let sql = "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'hydrad-notify'";
-            (place.rows(sql) == 0).then_some(())
-        });
-        // What it had sent last has come by now, or never will: its sockets are closed.
-        let recorded = client
-            .query("select unnest(builds)::bigint from hydrad.events e join hydrad.deliveries d on d.event = e.id where d.state = 'delivered'", &[])
-            .expect("the ledger");
-        snapshots.push((
-            target.told().len(),
-            recorded.iter().map(|row| row.get(0)).collect(),
-        ));
-    }
-    let mut hydrad = place.notifier();
-    hydrad.wait_sql(
-        &place.db,
-        "select count(*) = 0 from Builds where notificationPendingSince is not null",
-    );
-    hydrad.wait_sql(
-        &place.db,
-        "select count(*) = 0 from hydrad.deliveries where state <> 'delivered'",
-    );
-    let told = target.told();
-    let mut times: BTreeMap<i64, usize> = BTreeMap::new();
-    let mut builds = BTreeSet::new();
-    for one in &told {
-        *times.entry(build_of(one)).or_default() += 1;
-        builds.insert(build_of(one));
-        builds.extend(
-            one.json()["dependentIds"]
-                .as_array()
-                .expect("a list")
-                .iter()
-                .filter_map(|id| id.as_i64()),
-        );
-    }
-    assert_eq!(
-        builds.len(),
-        2 * count as usize,
-        "every build and every dependent is told"
-    );
-    for (at, recorded) in &snapshots {
-        for one in &told[(*at).min(told.len())..] {
-            assert!(
-                !recorded.contains(&build_of(one)),
-                "build {} was recorded as told, and told again",
-                build_of(one)
-            );
-        }
-    }
-    let doubles = times.values().filter(|times| **times > 1).count();
-    // Two threads: at most two calls are under way at a kill; and those of a build found pending may have a dependent's too.
-    assert!(doubles <= kills * 4, "{doubles} doubles with {kills} kills");
     assert!(hydrad.terminate().success());
 }
 
@@ -284,37 +98,6 @@ fn run_starts_both_services_and_events_of_our_own_are_in_the_ledger_before_they_
     );
 }
 
-/// Opens when a test says so.
-#[derive(Default)]
-struct Door(Mutex<bool>, Condvar);
-
-impl Door {
-    fn open(&self) {
-        *self.0.lock().expect("not poisoned") = true;
-        self.1.notify_all();
-    }
-
-    fn pass(&self) {
-        let open = self.0.lock().expect("not poisoned");
-        drop(
-            self.1
-                .wait_while(open, |open| !*open)
-                .expect("not poisoned"),
-        );
-    }
-}
-
-/// The body of a page.
-fn fetch(port: u16, path: &str) -> String {
-    use std::io::{Read, Write};
-    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).expect("it listens");
-    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).expect("asked");
-    let mut text = String::new();
-    stream.read_to_string(&mut text).expect("answered");
-    text.split_once("\r\n\r\n").expect("a head").1.to_owned()
-}
-
 #[test]
 fn s6_a_slow_target_costs_one_thread_and_the_order_of_a_build_holds() {
     let door = Arc::new(Door::default());
@@ -330,9 +113,7 @@ fn s6_a_slow_target_costs_one_thread_and_the_order_of_a_build_holds() {
             target.url()
         )
     };
-    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let port = free.local_addr().expect("its number").port();
-    drop(free);
+    let port = free_port();
     let place = Place::new(&format!(
         "{}{}<hydra_notify>\n<prometheus>\nlisten_address = 127.0.0.1\nport = {port}\n</prometheus>\n</hydra_notify>\n",
         webhook("slow", &slow),
@@ -822,41 +603,6 @@ fn what_failed_for_hydras_plugins_stands_in_task_retries_until_it_is_told() {
     );
     assert!(!hydrad.log().contains("hidden"), "{}", hydrad.log());
     assert!(hydrad.terminate().success());
-}
-
-#[test]
-fn one_is_active_and_another_takes_over_when_it_dies() {
-    let target = Recorder::accepting();
-    let place = Place::new(&format!("<webhook>\nurl = {}\n</webhook>\n", target.url()));
-    place.builds(1..=60);
-    let mut client = place.client();
-    let mut active = place.notifier();
-    let mut id = 0;
-    for _ in 0..3 {
-        let mut standing_by = place.hydrad(&["notify"]).start();
-        standing_by.wait_log("standing by while another one is at work");
-        for _ in 0..20 {
-            id += 1;
-            finish(&mut client, id, 0);
-        }
-        active.kill_9();
-        standing_by.wait_log("notifier: active");
-        active = standing_by;
-    }
-    active.wait_sql(
-        &place.db,
-        "select count(*) = 0 from Builds where notificationPendingSince is not null",
-    );
-    let builds: BTreeSet<i64> = target.told().iter().map(build_of).collect();
-    assert_eq!(builds.len(), 60, "nothing is lost");
-    // With the receiver's key nothing is told twice, except for what was told and not yet recorded at a kill.
-    let keys: BTreeSet<String> = target
-        .told()
-        .iter()
-        .filter_map(|told| told.header("idempotency-key").map(str::to_owned))
-        .collect();
-    assert!(keys.len() <= 60 + 3 * 2, "{}", keys.len());
-    assert!(active.terminate().success());
 }
 
 #[test]

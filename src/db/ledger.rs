@@ -4,7 +4,8 @@
 //! `Builds.notificationPendingSince`, which keep their meaning so that Hydra's own notifier can take over at any time.
 //! Does not know what a payload means or when something is tried again (`notify/plan.rs`).
 //!
-//! Every transaction that writes first makes sure that the notifier's advisory lock is still held by our session.
+//! Every transaction that writes first makes sure that the notifier's advisory lock is still held by our session, and that nobody who
+//! gets the lock meanwhile goes on before it has ended.
 
 use std::time::Duration;
 
@@ -17,6 +18,8 @@ use crate::model::UnixSecs;
 const CONNECTION_MAX: Duration = Duration::from_secs(30);
 /// A row that somebody else holds is waited for no longer; the transaction is tried again.
 const LOCK_TIMEOUT: &str = "2s";
+/// A transaction in which nothing happens for this long is ended by PostgreSQL: its process stands still.
+const STANDSTILL_MAX: &str = "10s";
 /// Tries of a transaction that lost a race.
 const TRIES_MAX: u32 = 5;
 /// Events planned in one transaction.
@@ -146,6 +149,11 @@ impl Ledger {
         work: &mut impl FnMut(&mut Tx<'_>) -> Result<T, DbError>,
     ) -> Result<T, DbError> {
         let mut tx = conn.transaction()?;
+        // Before the lock is asked about: who has lost it cannot write after the next one has begun.
+        tx.query(
+            include_str!("../../sql/notify/fence.sql"),
+            &[&STANDSTILL_MAX],
+        )?;
         let proof = &self.proof;
         let held: bool = tx.query(
             include_str!("../../sql/queue/guard_transaction.sql"),
@@ -169,7 +177,7 @@ impl Ledger {
         Ok(result)
     }
 
-    /// Says that a notifier is at work and what it wants to hear of.
+    /// Says that a notifier is at work and what it wants to hear of. Whatever the one before us was writing has ended then.
     ///
     /// # Errors
     /// Of the database, as with all of these.

@@ -366,15 +366,16 @@ impl Dispatcher {
 
     /// What an active notifier does first.
     fn take_over(&mut self) -> Result<(), DbError> {
-        self.record()?;
         let now = self.now_secs();
+        // First, since it waits for whoever was active before.
+        self.ledger().sign_of_life(now, &self.channels)?;
+        self.record()?;
         let held_before = now - i64::try_from(self.age_max.as_secs()).unwrap_or(0);
         self.ledger().take_over(now, held_before)?;
         self.ledger()
             .give_up_unconfigured(now, &self.kept_targets())?;
         self.adopt(held_before)?;
         self.ledger().recover_pending(now, held_before)?;
-        self.ledger().sign_of_life(now, &self.channels)?;
         let backlog = crate::db::ledger::backlog(&mut *self.pool.get(Duration::from_secs(30))?)?;
         if backlog.held > 0 {
             log::warn!(

@@ -23,6 +23,7 @@ mod gate;
 mod hydrad;
 mod listener;
 mod nix;
+pub mod notified;
 mod pg;
 mod process;
 mod recorder;

@@ -102,6 +102,10 @@ impl Recorder {
         self.shared.told.lock().expect("not poisoned").clone()
     }
 
+    pub fn count(&self) -> usize {
+        self.shared.told.lock().expect("not poisoned").len()
+    }
+
     pub fn wait(&self, count: usize) -> Vec<Told> {
         eventually(&format!("{count} requests"), || {
             let told = self.told();
