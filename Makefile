@@ -64,7 +64,7 @@ bindir := $(PREFIX)/bin
 unitdir := $(PREFIX)/lib/systemd/system
 confdir := $(SYSCONFDIR)/hydrad
 units := hydrad.service hydrad-queue-runner.service hydrad-notify.service hydrad-metrics.socket hydrad-status.socket \
-	hydrad-update-gc-roots.service hydrad-update-gc-roots.timer
+	hydrad-update-gc-roots.service hydrad-update-gc-roots.timer hydrad-prune.service hydrad-prune.timer
 sharedir := $(PREFIX)/share/hydrad
 links := hydra-queue-runner hydra-notify hydra-init hydra-update-gc-roots hydra-create-user
 rendered := target/install

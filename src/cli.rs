@@ -57,6 +57,7 @@ pub enum Command {
     UpdateGcRoots(admin::gc_roots::UpdateGcRootsArgs),
     #[command(version)]
     CreateUser(admin::create_user::CreateUserArgs),
+    Prune(admin::prune::PruneArgs),
 }
 
 /// Run all configured services in one process

@@ -480,3 +480,171 @@ fn a_queue_runner_builds_on_old_tables_goes_on_while_they_are_upgraded_and_build
         site.assert_complete();
     }
 }
+
+// ---- what nobody needs any more
+
+/// Builds of every kind; `DAY` is a day, `NOW` the time of the test. Of these only 1, half of 4 and 1001 to 1450 have steps that
+/// may go.
+const OLD_BUILDS: &str = "
+insert into Users (userName, emailAddress, password) values ('u', '', '!');
+insert into Projects (name, displayName, owner) values ('p', 'P', 'u');
+insert into Jobsets (name, project, emailOverride, nixExprInput, nixExprPath) values ('j', 'p', '', 'src', 'default.nix');
+insert into Builds (id, finished, timestamp, jobset_id, job, nixName, drvPath, system, startTime, stopTime, isCachedBuild,
+                    buildStatus, keep, isCurrent, notificationPendingSince)
+    select b.id, b.finished, NOW - 500 * DAY, j.id, 'job' || b.id, 'n', '/nix/store/' || b.id || '.drv', 'x', NOW - b.days * DAY - 9,
+           NOW - b.days * DAY, 0, b.status, b.keep, b.current, b.pending
+      from Jobsets j,
+           (values (1, 1, 400, 0, 0, 0, null::int), (2, 1, 400, 0, 1, 0, null), (3, 1, 400, 0, 0, 1, null), (4, 1, 400, 1, 0, 0, null),
+                   (5, 1, 400, 0, 0, 0, 5), (6, 1, 300, 0, 0, 0, null), (7, 0, 400, 0, 0, 0, null))
+               as b (id, finished, days, status, keep, current, pending)
+    union all
+    select n, 1, NOW - 500 * DAY, j.id, 'job' || n, 'n', '/nix/store/' || n || '.drv', 'x', NOW - 400 * DAY - 9, NOW - 400 * DAY, 0, 0,
+           0, null, null
+      from Jobsets j, generate_series(1001, 1450) as n;
+insert into BuildSteps (build, stepnr, type, drvPath, busy, status, startTime, stopTime, machine)
+    select b.id, n, 0, '/nix/store/' || b.id || '-' || n || '.drv', 0, case when b.id = 4 and n = 1 then 1 else 0 end, 1, 2, 'm'
+      from Builds b, generate_series(1, 2) as n;
+select setval('builds_id_seq', 5000);
+insert into BuildStepOutputs select build, stepnr, 'out', '/nix/store/' || build || '-' || stepnr from BuildSteps;
+insert into FailedPaths values ('/nix/store/4-1');
+insert into hydrad.events (id, channel, payload, at, state) overriding system value values
+    (1, 'build_finished', '1', NOW - 30 * DAY, 'planned'), (2, 'build_finished', '2', NOW - 1 * DAY, 'planned'),
+    (3, 'build_finished', '3', NOW - 30 * DAY, 'planned'), (4, 'build_finished', '4', NOW - 30 * DAY, 'planned'),
+    (5, 'build_finished', '5', NOW - 100 * DAY, 'planned'), (6, 'build_finished', '6', NOW - 30 * DAY, 'held'),
+    (7, 'build_finished', '7', NOW - 30 * DAY, 'planned');
+insert into hydrad.deliveries (event, target, state, due_at, done_at) values
+    (1, 'a', 'delivered', 0, NOW - 29 * DAY), (1, 'b', 'discarded', 0, NOW - 29 * DAY), (2, 'a', 'delivered', 0, NOW),
+    (3, 'a', 'waiting', 0, null), (4, 'a', 'given_up', 0, NOW - 29 * DAY), (5, 'a', 'given_up', 0, NOW - 99 * DAY),
+    (7, 'a', 'delivered', 0, NOW - 1 * DAY);
+";
+
+#[test]
+fn what_is_old_is_named_and_then_goes_while_builds_run_and_rows_are_locked() {
+    let site = Site::new(Pg::shared());
+    let now = std::time::SystemTime::now();
+    let unix = now.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let rows = OLD_BUILDS
+        .replace("NOW", &unix.to_string())
+        .replace("DAY", "86400");
+    let mut client = site.db.client();
+    client.batch_execute(&rows).unwrap();
+    // Nobody is to touch the build that is queued.
+    client
+        .batch_execute(
+            "update Builds set globalPriority = -1, drvPath = '/nix/store/none.drv' where id = 7",
+        )
+        .unwrap();
+    site.folder("data/build-logs");
+    let folder = site.folder("data/build-logs/aa");
+    let log = |name: &str, days: u64| {
+        let path = folder.join(name);
+        std::fs::write(&path, "ten bytes!").unwrap();
+        let time = now - std::time::Duration::from_secs(days * 86_400);
+        let file = File::options().write(true).open(&path).unwrap();
+        file.set_modified(time).unwrap();
+        path
+    };
+    let gone = log("x.drv.attempt-1", 40);
+    let young = log("x.drv.attempt-2.bz2", 20);
+    let last = log("x.drv", 40);
+    let only = log("y.drv.attempt-3", 40);
+
+    let prune = |args: &[&str]| said(&mut site.hydrad(&[&["prune"], args].concat()).command());
+    // (The queued build gets a third step from the queue runner: its derivation is gone.)
+    let counts = || -> (i64, i64, i64) {
+        let steps = site.ask("select count(*) from BuildSteps where build <= 2000 and stepnr <= 2");
+        let outputs =
+            site.ask("select count(*) from BuildStepOutputs where build <= 2000 and stepnr <= 2");
+        (
+            steps,
+            outputs,
+            site.ask("select count(*) from hydrad.events"),
+        )
+    };
+    let before = counts();
+    assert_eq!(before, (914, 914, 7));
+
+    // Without being told to, steps stay.
+    let plan = prune(&["--dry-run"]).ends_with(0);
+    assert_eq!((plan.out.lines().count(), plan.err.as_str()), (4, ""));
+    for line in [
+        "logs of earlier attempts  30 days 0 h  1 files, 10 bytes",
+        "notifications that ended  7 days 0 h   2 events, 3 deliveries",
+        "steps of builds           never     left alone",
+    ] {
+        let squeezed = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(
+            squeezed(&plan.out).contains(&squeezed(line)),
+            "{line} in {}",
+            plan.out
+        );
+    }
+    let all = ["--steps", "365d"];
+    let plan = prune(&[&all[..], &["--dry-run", "--json"]].concat())
+        .ends_with(0)
+        .json();
+    assert_eq!(plan["dryRun"], true);
+    assert_eq!(plan["attemptLogs"]["files"], 1, "{plan}");
+    assert_eq!(plan["ledger"]["events"], 2, "{plan}");
+    assert_eq!(plan["steps"]["steps"], 903, "{plan}");
+    prune(&all)
+        .ends_with(2)
+        .complains(&["nothing was removed", "--yes"]);
+    assert_eq!(counts(), before);
+    assert!(gone.exists());
+
+    // An evaluation holds rows of old builds, and a build is running.
+    site.machines(&Site::localhost(1));
+    let mut hydrad = site.start();
+    let gate = site.data().join("gate");
+    let slow = format!(
+        "derivation {{ name = \"slow\"; system = builtins.currentSystem; builder = \"/bin/sh\"; \
+         args = [ \"-c\" \"while [ ! -e {} ]; do /bin/sleep 0.05; done; echo slow > $out\" ]; }}",
+        gate.display()
+    );
+    let running = site.queue(&slow);
+    let busy = "select exists (select 1 from BuildSteps where busy <> 0)";
+    hydrad.wait_sql(&site.db, busy);
+    let mut holder = site.db.client();
+    let mut held = holder.transaction().unwrap();
+    held.execute(
+        "update Builds set isCurrent = 0 where id in (1, 1001, 1400)",
+        &[],
+    )
+    .unwrap();
+    let done = prune(&[&all[..], &["--yes", "--json"]].concat())
+        .ends_with(0)
+        .json();
+    held.rollback().unwrap();
+    assert_eq!(done["attemptLogs"]["removed"], 1, "{done}");
+    assert_eq!(done["attemptLogs"]["removedBytes"], 10, "{done}");
+    assert_eq!(done["ledger"]["deleted"], 2, "{done}");
+    assert_eq!(done["steps"]["deleted"], 903, "{done}");
+    assert_eq!(counts(), (11, 11, 5));
+    let steps = site
+        .rows("select build, count(*) from BuildSteps where build <= 2000 and stepnr <= 2 group by 1 order by 1");
+    assert_eq!(steps, ["2 2", "3 2", "4 1", "5 2", "6 2", "7 2"]);
+    assert_eq!(
+        site.ask::<i32>("select stepnr from BuildSteps where build = 4"),
+        1
+    );
+    let events = site.rows("select id from hydrad.events order by id");
+    assert_eq!(events, ["2", "3", "4", "6", "7"]);
+    assert!(!gone.exists() && young.exists() && last.exists() && only.exists());
+    // The recorded failure still has its age.
+    let failures = said(
+        &mut site
+            .hydrad(&["clear-failed", "--older-than", "1d", "--dry-run"])
+            .command(),
+    );
+    assert!(failures.ends_with(0).out.contains("/nix/store/4-1  failed"));
+
+    let again = prune(&[&all[..], &["--yes"]].concat()).ends_with(0);
+    assert_eq!(again.out, "nothing is old enough to go\n");
+    std::fs::write(&gate, "").unwrap();
+    let ended = format!(
+        "select finished = 1 and buildStatus = 0 from Builds where id = {}",
+        running[0]
+    );
+    hydrad.wait_sql(&site.db, &ended);
+}

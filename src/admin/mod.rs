@@ -17,6 +17,7 @@ pub mod notifications;
 pub mod orders;
 pub mod over_http;
 pub mod password;
+pub mod prune;
 pub mod queued;
 pub mod serve;
 pub mod simulate;

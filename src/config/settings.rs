@@ -288,6 +288,12 @@ pub const DEFINITIONS: &[Definition] = &[
         "How many requests a minute hosts get at most from the notifier: words HOST:N, HOST:PORT:N, or *:N for each \
          of the others, separated by blanks, for example api.github.com:80. What ten seconds allow may come at once. Not \
          set: no limit but what a host itself asks for."),
+    used("prune_attempt_logs", Kind::Seconds, "2592000",
+        "`hydrad prune` removes logs of earlier attempts that are older than this. 0: none. The last log of a derivation \
+         always stays."),
+    used("prune_steps", Kind::Seconds, "0",
+        "`hydrad prune` deletes the steps of builds that ended longer ago than this. 0: none. The builds stay, with \
+         outputs, products, metrics and logs; what is kept, current or recorded as failed keeps its steps."),
     // Hydra's queue runner, not here.
     other("store_mode", Fatal("store_mode in hydra.conf is deprecated, please use store_uri")),
     other("binary_cache_dir", Deprecated("it has no effect; write store_uri = file://DIR")),
@@ -576,6 +582,10 @@ pub struct Settings {
     pub notification_max_age: Duration,
     pub notification_history: Duration,
     pub notification_rates: Vec<HostRate>,
+    /// `None`: logs of earlier attempts stay.
+    pub prune_attempt_logs: Option<Duration>,
+    /// `None`: steps stay.
+    pub prune_steps: Option<Duration>,
     /// HYDRA_DATA.
     pub data_dir: PathBuf,
     pub data_dir_source: Source,
@@ -769,6 +779,8 @@ pub fn survey(
         notification_max_age: values.seconds("notification_max_age"),
         notification_history: values.seconds("notification_history"),
         notification_rates: values.host_rates("notification_rates"),
+        prune_attempt_logs: values.seconds_or_off("prune_attempt_logs"),
+        prune_steps: values.seconds_or_off("prune_steps"),
         ignore_settings,
         services,
         data_dir,

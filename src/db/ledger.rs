@@ -24,6 +24,8 @@ const STANDSTILL_MAX: &str = "10s";
 const TRIES_MAX: u32 = 5;
 /// Events planned in one transaction.
 pub const PLANNED_MAX: i64 = 1_000;
+/// What was given up is kept so many times as long as what was delivered.
+pub const GIVEN_UP_FACTOR: i64 = 10;
 /// Rows of Hydra's taken over in one transaction.
 const ADOPTED_MAX: i64 = 1_000;
 

@@ -23,6 +23,7 @@ pub mod os_user;
 pub mod past;
 pub mod payload;
 pub mod pool;
+pub mod prune;
 pub mod questions;
 pub mod queue;
 pub mod schema;

@@ -18,7 +18,9 @@ use super::plugins::{Failure, Plugin, Surroundings};
 use super::{Config, Wanted, APPLICATION_NAME};
 use crate::base::text;
 use crate::db::facts::{self, Job as JobName};
-use crate::db::ledger::{EventRow, Ledger, Outcome, State, WaitingRow, PLANNED_MAX};
+use crate::db::ledger::{
+    EventRow, Ledger, Outcome, State, WaitingRow, GIVEN_UP_FACTOR, PLANNED_MAX,
+};
 use crate::db::locks::ServiceLock;
 use crate::db::pool::Pool;
 use crate::db::{DbError, DbTarget, Listener, Notification};
@@ -37,8 +39,6 @@ const LISTEN_LOOK: Duration = Duration::from_millis(200);
 const CHECK_EVERY: Duration = Duration::from_secs(10);
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 const CLEAN_EVERY: Duration = Duration::from_secs(3_600);
-/// What was given up is kept so many times as long as what was delivered.
-const GIVEN_UP_FACTOR: i64 = 10;
 /// Of an error so many bytes are recorded.
 const ERROR_BYTES_MAX: usize = 1_000;
 

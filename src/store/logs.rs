@@ -1,15 +1,16 @@
 //! Build logs on disk: `build-logs/XX/REST.drv` for the current or final attempt of a derivation, and
 //! `REST.drv.attempt-N` for the earlier ones (possibly compressed by whoever compresses logs).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use super::compress::decompress;
 use crate::base::lock::lock;
-use crate::model::RunId;
+use crate::model::{RunId, UnixSecs};
 use crate::nix::store_path::base_name;
 
 /// Endings a log may have got after it was written.
@@ -45,6 +46,11 @@ impl LogStore {
             dir: data_dir.join("build-logs"),
             kept: Mutex::new(HashMap::new()),
         }
+    }
+
+    /// The folder of all logs.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Where the log of the current attempt is, or would be.
@@ -153,6 +159,31 @@ impl LogStore {
         Ok(attempts)
     }
 
+    /// The logs of earlier attempts that were last written before a time, folder by folder; `done` hears of each folder. What
+    /// is all there is of its derivation is not among them, and what has another name is none of ours.
+    ///
+    /// # Errors
+    /// When a folder cannot be read.
+    pub fn old_attempts(
+        &self,
+        before: UnixSecs,
+        done: &mut dyn FnMut(),
+    ) -> io::Result<Vec<OldLog>> {
+        let mut old = Vec::new();
+        let folders = match fs::read_dir(&self.dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(old),
+            folders => folders?,
+        };
+        for folder in folders {
+            let folder = folder?;
+            if folder.file_type()?.is_dir() {
+                old_attempts_in(&folder.path(), before, &mut old)?;
+                done();
+            }
+        }
+        Ok(old)
+    }
+
     /// Gives what is at the plain path (compressed or not) the next attempt number; an empty plain log is
     /// simply overwritten later. Returns where it went.
     fn move_aside(&self, path: &Path) -> io::Result<Option<PathBuf>> {
@@ -172,6 +203,82 @@ impl LogStore {
         }
         Ok(moved)
     }
+}
+
+/// The log of an earlier attempt.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct OldLog {
+    pub path: PathBuf,
+    pub bytes: u64,
+}
+
+impl OldLog {
+    /// Removes it, if it is still as old as that; whether it was.
+    ///
+    /// # Errors
+    /// When the disk does not let us.
+    pub fn remove(&self, before: UnixSecs) -> io::Result<bool> {
+        let removed = match written_before(&self.path, before)? {
+            Some(_) => fs::remove_file(&self.path),
+            None => return Ok(false),
+        };
+        match removed {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            removed => removed.map(|()| true),
+        }
+    }
+}
+
+/// The size of a file that was last written before a time; `None` if it is younger, no file, or gone.
+fn written_before(path: &Path, before: UnixSecs) -> io::Result<Option<u64>> {
+    let metadata = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        metadata => metadata?,
+    };
+    Ok((metadata.is_file() && metadata.mtime() < before).then_some(metadata.len()))
+}
+
+fn old_attempts_in(folder: &Path, before: UnixSecs, old: &mut Vec<OldLog>) -> io::Result<()> {
+    let mut attempts: HashMap<String, Vec<(u32, String)>> = HashMap::new();
+    let mut others: HashSet<String> = HashSet::new();
+    for entry in fs::read_dir(folder)? {
+        let Ok(name) = entry?.file_name().into_string() else {
+            continue;
+        };
+        match attempt_of(&name) {
+            Some((log, number)) => attempts
+                .entry(log.to_owned())
+                .or_default()
+                .push((number, name)),
+            None => drop(others.insert(name)),
+        }
+    }
+    for (log, mut attempts) in attempts {
+        attempts.sort_unstable();
+        let mut ends = std::iter::once("").chain(COMPRESSED);
+        if !ends.any(|end| others.contains(&format!("{log}{end}"))) {
+            // The last attempt left no other log: `hydrad log` shows this one.
+            attempts.pop();
+        }
+        for (_, name) in attempts {
+            let path = folder.join(name);
+            if let Some(bytes) = written_before(&path, before)? {
+                old.push(OldLog { path, bytes });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Of `REST.drv.attempt-N`, compressed or not: `REST.drv` and N.
+fn attempt_of(name: &str) -> Option<(&str, u32)> {
+    let (log, rest) = name.rsplit_once(".attempt-")?;
+    let number = COMPRESSED
+        .iter()
+        .find_map(|end| rest.strip_suffix(end))
+        .unwrap_or(rest);
+    let is_number = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+    (log.ends_with(".drv") && is_number).then_some((log, number.parse().ok()?))
 }
 
 fn with_end(path: &Path, end: &str) -> PathBuf {
@@ -251,6 +358,65 @@ mod tests {
             texts,
             [(1, "one".into()), (2, "two".into()), (3, "three".into())]
         );
+    }
+
+    #[test]
+    fn old_attempts_are_found_but_never_the_only_log() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let folder = dir.path().join("build-logs/aa");
+        fs::create_dir_all(&folder).expect("a folder");
+        let write = |name: &str| fs::write(folder.join(name), b"text").expect("written");
+        for name in [
+            "one.drv.attempt-1",
+            "one.drv.attempt-2.bz2",
+            "one.drv.attempt-10",
+            "one.drv",
+            // What was built last left no log.
+            "two.drv.attempt-1",
+            "two.drv.attempt-2.zst",
+            // A compressed one is one.
+            "three.drv.attempt-1",
+            "three.drv.bz2",
+            // None of ours.
+            "four.drv.attempt-x",
+            "four.drv.attempt-1.orig",
+            "four.attempt-1",
+        ] {
+            write(name);
+        }
+        let logs = LogStore::reader(dir.path());
+        let found = |before| {
+            let mut folders = 0;
+            let old = logs
+                .old_attempts(before, &mut || folders += 1)
+                .expect("readable");
+            assert_eq!(folders, 1);
+            let mut names: Vec<String> = old
+                .iter()
+                .map(|log| base_name(&log.path.to_string_lossy()).to_owned())
+                .collect();
+            names.sort();
+            (old, names)
+        };
+        let later = i64::MAX;
+        assert_eq!(
+            found(later).1,
+            [
+                "one.drv.attempt-1",
+                "one.drv.attempt-10",
+                "one.drv.attempt-2.bz2",
+                "three.drv.attempt-1",
+                "two.drv.attempt-1"
+            ]
+        );
+        assert_eq!(found(0).1, [""; 0]);
+        for log in found(later).0 {
+            assert!(!log.remove(0).expect("looked at"), "it is younger now");
+            assert!(log.remove(later).expect("removed"));
+            assert!(!log.remove(later).expect("gone already"));
+        }
+        assert_eq!(found(later).1, [""; 0]);
+        assert!(folder.join("two.drv.attempt-2.zst").exists());
     }
 
     #[test]

@@ -32,6 +32,8 @@ expected="./etc/hydrad/environment
 ./usr/local/bin/hydrad
 ./usr/local/lib/systemd/system/hydrad-metrics.socket
 ./usr/local/lib/systemd/system/hydrad-notify.service
+./usr/local/lib/systemd/system/hydrad-prune.service
+./usr/local/lib/systemd/system/hydrad-prune.timer
 ./usr/local/lib/systemd/system/hydrad-queue-runner.service
 ./usr/local/lib/systemd/system/hydrad-status.socket
 ./usr/local/lib/systemd/system/hydrad-update-gc-roots.service
@@ -48,7 +50,7 @@ expected="./etc/hydrad/environment
 units="$stage/usr/local/lib/systemd/system"
 resident=("$units/hydrad.service" "$units/hydrad-queue-runner.service" "$units/hydrad-notify.service")
 if command -v systemd-analyze >/dev/null; then
-    for unit in hydrad.service hydrad-queue-runner.service hydrad-notify.service hydrad-update-gc-roots.service; do
+    for unit in hydrad.service hydrad-queue-runner.service hydrad-notify.service hydrad-update-gc-roots.service hydrad-prune.service; do
         say "$unit"
         mkdir -p "$stage/verify"
         # verify wants programs that exist, and each unit by itself (they name each other in Conflicts=).
@@ -63,11 +65,13 @@ if command -v systemd-analyze >/dev/null; then
     for key in Type=notify WatchdogSec= Restart=always OOMPolicy=continue User=hydra; do
         for unit in "${resident[@]}"; do grep -q "^$key" "$unit" || die "$unit lacks $key"; done
     done
-    say "hydrad-update-gc-roots.timer"
-    sed "s|^ExecStart=.*|ExecStart=/bin/true|" "$units/hydrad-update-gc-roots.service" >"$stage/hydrad-update-gc-roots.service"
-    cp "$units/hydrad-update-gc-roots.timer" "$stage"
-    quietly systemd-analyze verify "$stage/hydrad-update-gc-roots.timer"
-    rm "$stage"/hydrad-update-gc-roots.{service,timer}
+    for timer in hydrad-update-gc-roots hydrad-prune; do
+        say "$timer.timer"
+        sed "s|^ExecStart=.*|ExecStart=/bin/true|" "$units/$timer.service" >"$stage/$timer.service"
+        cp "$units/$timer.timer" "$stage"
+        quietly systemd-analyze verify "$stage/$timer.timer"
+        rm "$stage/$timer".{service,timer}
+    done
 else
     say "systemd-analyze is not installed: units not verified"
 fi
