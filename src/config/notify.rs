@@ -40,6 +40,8 @@ pub struct Plugins {
     pub slack: Vec<Slack>,
     pub circleci: Vec<CircleCi>,
     pub influx: Option<Influx>,
+    /// `None`: no mails.
+    pub email: Option<Email>,
     /// `None`: logs stay as they are.
     pub compress_logs: Option<LogCompression>,
     /// Where the notifier's metrics are served: `HOST:PORT`.
@@ -116,6 +118,73 @@ pub struct Influx {
     pub db: String,
 }
 
+/// `email_notification = 1`, with what says how.
+#[derive(Clone, Debug)]
+pub struct Email {
+    /// `notification_sender`.
+    pub sender: Option<String>,
+    /// `base_uri`, if it is set; without a slash at its end.
+    pub base_uri: Option<String>,
+    /// Of `<email>`; `None`: as the environment says.
+    pub transport: Option<MailTransport>,
+    /// One mail for each evaluation and recipient.
+    pub digest: bool,
+}
+
+/// Who takes mails.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum MailTransport {
+    /// The program.
+    Sendmail(PathBuf),
+    Smtp(Smtp),
+}
+
+/// A mail server.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Smtp {
+    pub host: String,
+    pub port: u16,
+    pub tls: MailTls,
+    pub login: Option<MailLogin>,
+    /// What we call ourselves; `None`: this host's name.
+    pub hello: Option<String>,
+}
+
+/// How a mail server lets us in.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MailLogin {
+    pub user: String,
+    pub password: Password,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Password {
+    Of(Secret),
+    /// The first line of a file.
+    File(PathBuf),
+}
+
+/// TLS to a mail server.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MailTls {
+    Never,
+    /// Begun within the conversation; without it nothing is sent.
+    Start,
+    /// From the first byte.
+    Always,
+}
+
+impl MailTls {
+    /// Where servers usually listen for it.
+    pub fn port(self) -> u16 {
+        match self {
+            MailTls::Never => 25,
+            MailTls::Start => 587,
+            MailTls::Always => 465,
+        }
+    }
+}
+
 /// How logs are compressed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LogCompression {
@@ -178,11 +247,20 @@ pub fn plugins(document: &Document) -> Result<Plugins, Vec<PluginError>> {
         slack: all(root, "slack", slack, &mut errors),
         circleci: all(root, "circleci", circleci, &mut errors),
         influx: all(root, "influxdb", influx, &mut errors).pop(),
+        email: None,
         compress_logs: None,
         metrics: None,
     };
     match metrics(root) {
         Ok(place) => plugins.metrics = place,
+        Err(error) => errors.push(error),
+    }
+    match email(root) {
+        // Exactly 1, as in Hydra.
+        Ok(email) if text(root, "email_notification").as_deref() == Some("1") => {
+            plugins.email = Some(email);
+        }
+        Ok(_) => {}
         Err(error) => errors.push(error),
     }
     if text(root, "enable_bitbucket_status").as_deref() == Some("1") {
@@ -381,6 +459,106 @@ fn influx(block: &Block) -> Result<Influx, PluginError> {
         url: address(block, "url", None)?,
         db: required(block, "db")?,
     })
+}
+
+fn email(root: &Block) -> Result<Email, PluginError> {
+    let some = |key: &str| text(root, key).filter(|text| !text.is_empty());
+    let mut email = Email {
+        sender: some("notification_sender"),
+        base_uri: some("base_uri").map(|uri| uri.trim_end_matches('/').to_owned()),
+        transport: None,
+        digest: false,
+    };
+    let Some(block) = root.blocks_named("email").last() else {
+        return Ok(email);
+    };
+    const KEYS: [&str; 9] = [
+        "transport",
+        "sendmail",
+        "host",
+        "port",
+        "tls",
+        "username",
+        "password_file",
+        "hello",
+        "digest",
+    ];
+    known_keys(block, &KEYS)?;
+    email.digest = truth(block, "digest");
+    let some = |key: &str| text(block, key).filter(|text| !text.is_empty());
+    let transport = match (some("transport").as_deref(), some("host")) {
+        (Some("sendmail"), _) => Some(false),
+        (Some("smtp"), _) | (None, Some(_)) => Some(true),
+        (None, None) => some("sendmail").map(|_| false),
+        (Some(other), _) => {
+            let what = format!("`transport = {other}`: expected smtp or sendmail");
+            return Err(wrong(&block.at, what));
+        }
+    };
+    email.transport = match transport {
+        None => None,
+        Some(false) => Some(MailTransport::Sendmail(
+            some("sendmail")
+                .unwrap_or_else(|| "sendmail".to_owned())
+                .into(),
+        )),
+        Some(true) => Some(MailTransport::Smtp(smtp(block)?)),
+    };
+    Ok(email)
+}
+
+fn smtp(block: &Block) -> Result<Smtp, PluginError> {
+    let some = |key: &str| text(block, key).filter(|text| !text.is_empty());
+    let tls = match some("tls").as_deref() {
+        None | Some("none") => MailTls::Never,
+        Some("starttls") => MailTls::Start,
+        Some("tls") => MailTls::Always,
+        Some(other) => {
+            let what = format!("`tls = {other}`: expected none, starttls or tls");
+            return Err(wrong(&block.at, what));
+        }
+    };
+    let port = match some("port") {
+        None => tls.port(),
+        Some(port) => port
+            .parse()
+            .map_err(|_| wrong(&block.at, format!("`port = {port}`: expected a number")))?,
+    };
+    let login = match (some("username"), block.get("password_file")) {
+        (None, None) => None,
+        (Some(user), Some(a)) => Some(MailLogin {
+            user,
+            password: Password::File(file(a, &a.text)?),
+        }),
+        _ => {
+            let what = "<email> needs both `username` and `password_file`, or neither";
+            return Err(wrong(&block.at, what));
+        }
+    };
+    let smtp = Smtp {
+        host: some("host").unwrap_or_else(|| "localhost".to_owned()),
+        port,
+        tls,
+        login,
+        hello: some("hello"),
+    };
+    smtp.check().map_err(|what| wrong(&block.at, what))?;
+    Ok(smtp)
+}
+
+impl Smtp {
+    /// # Errors
+    /// When the password would go over a network as it is.
+    pub fn check(&self) -> Result<(), String> {
+        let is_local = matches!(self.host.as_str(), "localhost" | "127.0.0.1" | "::1");
+        match self.login.is_some() && self.tls == MailTls::Never && !is_local {
+            true => Err(
+                "a password for mails is sent with TLS alone: `tls = starttls` or `tls = tls`"
+                    .to_owned(),
+            ),
+            false => Ok(()),
+        }
+    }
 }
 
 fn known_keys(block: &Block, keys: &[&str]) -> Result<(), PluginError> {

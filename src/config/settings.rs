@@ -314,8 +314,8 @@ pub const DEFINITIONS: &[Definition] = &[
     other("path_input_cache_validity_seconds", NotYetUsed(Evaluator)),
     other("github_endpoint", NotYetUsed(Evaluator)),
     // The notifier's.
-    other("email_notification", NotImplemented(Notify, LATER)),
-    other("notification_sender", NotYetUsed(Notify)),
+    other("email_notification", UsedBy(Notify)),
+    other("notification_sender", UsedBy(Notify)),
     other("enable_bitbucket_status", UsedBy(Notify)),
     other("compress_build_logs", UsedBy(Notify)),
     other("compress_build_logs_compression", UsedBy(Notify)),
@@ -358,6 +358,7 @@ pub const BLOCKS: &[BlockDefinition] = &[
     block("influxdb", UsedBy(Notify)),
     block("runcommand", UsedBy(Notify)),
     block("webhook", UsedBy(Notify)),
+    block("email", UsedBy(Notify)),
     block("dynamicruncommand", NotImplemented(Notify, LATER)),
     block(
         "hipchat",

@@ -239,13 +239,131 @@ fn with_inputs(conn: &mut Conn, rows: &[postgres::Row]) -> Result<Vec<Evaluation
     Ok(evaluations)
 }
 
-/// The status of the build of the same job that ended before this one; `None` if there is none.
-pub fn previous_status(conn: &mut Conn, build: i32) -> Result<Option<i32>, DbError> {
+/// The build of the same job that ended before this one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Previous {
+    pub id: i32,
+    pub status: Option<i32>,
+}
+
+/// The build of the same job that ended before this one; `None` if there is none.
+pub fn previous(conn: &mut Conn, build: i32) -> Result<Option<Previous>, DbError> {
     let rows = conn.query(
         include_str!("../../sql/notify/select_previous.sql"),
         &[&build],
     )?;
-    Ok(rows.first().and_then(|row| row.get(0)))
+    Ok(rows.first().map(|row| Previous {
+        id: row.get(0),
+        status: row.get(1),
+    }))
+}
+
+/// An input that is another revision than it was for an earlier build.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ChangedInput {
+    pub name: String,
+    /// `git` or `hg`.
+    pub kind: String,
+    pub uri: String,
+    pub old: String,
+    pub new: String,
+    pub email_responsible: bool,
+}
+
+/// What lies between two builds of a job, as far as it is under version control.
+pub fn changed_inputs(
+    conn: &mut Conn,
+    build: i32,
+    earlier: i32,
+) -> Result<Vec<ChangedInput>, DbError> {
+    let sql = include_str!("../../sql/notify/select_changed_inputs.sql");
+    let rows = conn.query(sql, &[&build, &earlier])?;
+    let input = |row: &postgres::Row| ChangedInput {
+        name: row.get(0),
+        kind: row.get(1),
+        uri: row.get(2),
+        old: row.get(3),
+        new: row.get(4),
+        email_responsible: row.get(5),
+    };
+    Ok(rows.iter().map(input).collect())
+}
+
+/// How far the new builds of an evaluation are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Progress {
+    pub eval: i32,
+    /// All have ended.
+    pub finished: bool,
+    /// Once they have: what ended up to here was told of before; 0: nothing was.
+    pub since: i32,
+    /// When the last of them ended.
+    pub upto: i32,
+}
+
+/// How far the evaluations are that made these builds, and these evaluations.
+pub fn progress(conn: &mut Conn, builds: &[i32], evals: &[i32]) -> Result<Vec<Progress>, DbError> {
+    let sql = include_str!("../../sql/notify/select_progress.sql");
+    let rows = conn.query(sql, &[&builds, &evals])?;
+    let progress = |row: &postgres::Row| Progress {
+        eval: row.get(0),
+        finished: row.get(1),
+        since: row.get(2),
+        upto: row.get(3),
+    };
+    Ok(rows.iter().map(progress).collect())
+}
+
+/// The builds of an evaluation that ended after `since`, and otherwise than the one before.
+pub fn evaluation_changes(
+    conn: &mut Conn,
+    eval: i32,
+    since: i32,
+    count_max: usize,
+) -> Result<Vec<i32>, DbError> {
+    let count_max = i64::try_from(count_max).unwrap_or(i64::MAX);
+    let sql = include_str!("../../sql/notify/select_evaluation_changes.sql");
+    let rows = conn.query(sql, &[&eval, &since, &count_max])?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// Those among builds that an evaluation made.
+pub fn made_by_evaluations(conn: &mut Conn, builds: &[i32]) -> Result<Vec<i32>, DbError> {
+    let sql = include_str!("../../sql/notify/select_new_members.sql");
+    let rows = conn.query(sql, &[&builds])?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// Announces events of our own: rows of the ledger and NOTIFY.
+pub fn announce(conn: &mut Conn, channel: &str, payloads: &[String]) -> Result<(), DbError> {
+    let channels = vec![channel; payloads.len()];
+    let sql = include_str!("../../sql/queue/notify_all.sql");
+    conn.query(sql, &[&channels, &payloads]).map(drop)
+}
+
+/// A jobset's error, and who is to hear of it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct JobsetError {
+    pub project: String,
+    pub jobset: String,
+    /// Empty: there is none any more.
+    pub text: String,
+    /// The address of the project's owner.
+    pub owner: String,
+    pub owner_is_told: bool,
+}
+
+/// `None` if the jobset was deleted.
+pub fn jobset_error(conn: &mut Conn, jobset: i32) -> Result<Option<JobsetError>, DbError> {
+    let sql = include_str!("../../sql/notify/select_eval_error.sql");
+    let rows = conn.query(sql, &[&jobset])?;
+    Ok(rows.first().map(|row| JobsetError {
+        project: row.get(0),
+        jobset: row.get(1),
+        text: row.get(2),
+        owner: row.get(3),
+        owner_is_told: row.get(4),
+    }))
 }
 
 /// How a command of RunCommand ended.

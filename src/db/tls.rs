@@ -26,6 +26,7 @@ use rustls::{
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::error::DbError;
+use crate::sys::authorities::host_authorities;
 
 /// The keys of a conninfo string that are understood here, each with its PG* variable.
 pub const KEYS: &[(&str, &str)] = &[
@@ -413,18 +414,6 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
     }
     PrivateKeyDer::from_pem_file(path)
         .map_err(|error| cannot(format!("{error} (a key with a password is not supported)")))
-}
-
-fn host_authorities() -> Result<Vec<CertificateDer<'static>>, String> {
-    let found = rustls_native_certs::load_native_certs();
-    if found.certs.is_empty() {
-        let why = found.errors.first().map(|error| format!(": {error}"));
-        return Err(format!(
-            "this host has no certificates of authorities{}; install ca-certificates",
-            why.unwrap_or_default()
-        ));
-    }
-    Ok(found.certs)
 }
 
 /// Verifies that a certificate leads to one of ours.

@@ -427,6 +427,9 @@ impl Dispatcher {
         self.ledger().sweep()?;
         self.ledger()
             .give_up_unconfigured(now, &self.kept_targets())?;
+        for target in self.targets.iter().filter(|target| target.wanted) {
+            target.plugin.sweep(&self.pool)?;
+        }
         let held_before = now - i64::try_from(self.age_max.as_secs()).unwrap_or(0);
         self.fresh = true;
         self.adopt(held_before)

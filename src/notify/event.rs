@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-/// The channels that events come on, in the order of Hydra's notifier; the last is hydrad's own.
-pub const CHANNELS: [&str; 11] = [
+/// The channels that events come on, in the order of Hydra's notifier; the last two are hydrad's own.
+pub const CHANNELS: [&str; 12] = [
     "build_finished",
     "build_queued",
     "build_started",
@@ -15,7 +15,12 @@ pub const CHANNELS: [&str; 11] = [
     "eval_started",
     "step_finished",
     EVAL_ERROR_CHANGED,
+    EVAL_FINISHED,
 ];
+
+/// The new builds of an evaluation have all ended: evaluation, the time up to which an earlier such event told of them (or 0), and the
+/// time of the last end. The notifier itself announces it where mails are collected.
+pub const EVAL_FINISHED: &str = "eval_finished";
 
 /// A jobset has an error that is not the one it had before: `traceId TAB jobset id`. Whoever writes that error puts the event into
 /// the same transaction (`sql/queue/notify_all.sql`). Hydra has no such event: there the evaluator itself sends the mail.
@@ -61,6 +66,11 @@ pub enum Event {
     EvalErrorChanged {
         trace: String,
         jobset: i32,
+    },
+    EvalFinished {
+        eval: i32,
+        since: i32,
+        upto: i32,
     },
     EvalAdded {
         trace: String,
@@ -161,6 +171,11 @@ fn parsed(channel: &str, fields: &[&str]) -> Result<Event, &'static str> {
                 },
             }
         }
+        EVAL_FINISHED => {
+            count(3)?;
+            let (eval, since, upto) = (id(fields[0])?, id(fields[1])?, id(fields[2])?);
+            Event::EvalFinished { eval, since, upto }
+        }
         _ => return Err("unknown channel"),
     })
 }
@@ -185,6 +200,7 @@ impl Event {
             Event::EvalStarted { .. } => "evalStarted",
             Event::EvalFailed { .. } => "evalFailed",
             Event::EvalErrorChanged { .. } => "evalErrorChanged",
+            Event::EvalFinished { .. } => "evalFinished",
             Event::EvalAdded { .. } => "evalAdded",
             Event::EvalCached { .. } => "evalCached",
         }
@@ -203,6 +219,7 @@ pub fn channel_of(name: &str) -> Option<&'static str> {
         "evalStarted" => "eval_started",
         "evalFailed" => "eval_failed",
         "evalErrorChanged" => EVAL_ERROR_CHANGED,
+        "evalFinished" => EVAL_FINISHED,
         "evalAdded" => "eval_added",
         "evalCached" => "eval_cached",
         _ => return None,
@@ -227,7 +244,9 @@ impl fmt::Display for Event {
             | Event::EvalErrorChanged { jobset, .. } => {
                 write!(f, "{name} of jobset {jobset}")
             }
-            Event::EvalAdded { eval, .. } | Event::EvalCached { eval, .. } => {
+            Event::EvalAdded { eval, .. }
+            | Event::EvalCached { eval, .. }
+            | Event::EvalFinished { eval, .. } => {
                 write!(f, "{name} of evaluation {eval}")
             }
         }

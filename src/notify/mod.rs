@@ -6,6 +6,7 @@
 //! Threads: the one that runs the service ([`dispatcher`]) owns the plan and writes the ledger; `notify-listen` receives;
 //! `notify-1` to `notify-N` make the calls.
 
+pub mod authors;
 pub mod dispatcher;
 pub mod document;
 pub mod event;
@@ -13,6 +14,7 @@ pub mod http;
 pub mod meters;
 pub mod plan;
 pub mod plugins;
+pub mod smtp;
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -3,9 +3,11 @@
 //! Knows nothing of builds, machines or tables.
 
 pub mod access;
+pub mod authorities;
 pub mod child;
 pub mod clock;
 pub mod heartbeat;
+pub mod host;
 pub mod kill;
 pub mod lockfile;
 pub mod pipes;

@@ -129,7 +129,7 @@ impl S3Server {
 const USERS_REQUESTS: &str = "10";
 
 /// A program of the Python environment with test servers.
-fn venv(program: &str) -> PathBuf {
+pub fn venv(program: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("target/test-venv/bin")
         .join(program);

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Make target/test-venv: a Python environment with the servers that tests start and no distribution packages (an S3
 # server, moto, and Amazon's own client to look at it with), and another implementation of argon2 to check password hashes
-# with. From PyPI, at fixed versions. Quiet if it is there.
+# with, and a mail server (aiosmtpd). From PyPI, at fixed versions. Quiet if it is there.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 venv=target/test-venv
-packages=(moto==5.2.5 boto3==1.44.5 py-partiql-parser==0.6.3 PyYAML==6.0.3 flask==3.1.3 flask-cors==6.0.5 argon2-cffi==25.1.0)
+packages=(moto==5.2.5 boto3==1.44.5 py-partiql-parser==0.6.3 PyYAML==6.0.3 flask==3.1.3 flask-cors==6.0.5 argon2-cffi==25.1.0 \
+    aiosmtpd==1.4.6 atpublic==7.0.0 attrs==26.1.0)
 
 [ "$(cat "$venv/installed" 2>/dev/null)" = "${packages[*]}" ] && exit
 echo "installing into $venv: ${packages[*]}"

@@ -46,7 +46,7 @@ impl Plugin for Slack {
                         continue;
                     }
                     if previous.is_none() {
-                        previous = Some(call.previous_status(build.id)?);
+                        previous = Some(call.previous(build.id)?.and_then(|p| p.status));
                     }
                     if previous == Some(Some(status)) {
                         continue;

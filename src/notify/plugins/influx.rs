@@ -4,6 +4,7 @@ use super::{Call, Failure, Plugin};
 use crate::config::notify::Influx as Block;
 use crate::db::facts::BuildFacts;
 use crate::notify::document::status_word;
+use crate::sys::host::host_name;
 
 pub struct Influx {
     block: Block,
@@ -99,12 +100,4 @@ fn escaped(text: &str) -> String {
         out.push(c);
     }
     out
-}
-
-fn host_name() -> String {
-    let text = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    match text.trim() {
-        "" => "localhost".to_owned(),
-        name => name.to_owned(),
-    }
 }

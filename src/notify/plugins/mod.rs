@@ -2,6 +2,7 @@
 
 pub mod chat;
 pub mod compress_log;
+pub mod email;
 pub mod forges;
 pub mod github;
 pub mod influx;
@@ -17,7 +18,7 @@ use super::event::Event;
 use super::http::{Client, Post, Turn};
 use super::plan::{Ended, Manner, RETRY_AFTER_MS_MAX};
 use crate::config::notify::Plugins;
-use crate::db::facts::{self, BuildFacts, Evaluation, Job, Results};
+use crate::db::facts::{self, BuildFacts, Evaluation, Job, Previous, Results};
 use crate::db::pool::{Conn, Pool};
 use crate::db::DbError;
 use crate::sys::child::plain_error;
@@ -154,8 +155,8 @@ impl Call<'_> {
         })
     }
 
-    pub fn previous_status(&self, build: i32) -> Result<Option<i32>, Failure> {
-        Ok(facts::previous_status(&mut *self.conn()?, build)?)
+    pub fn previous(&self, build: i32) -> Result<Option<Previous>, Failure> {
+        Ok(facts::previous(&mut *self.conn()?, build)?)
     }
 
     /// Whether the event says how a build ended.
@@ -265,6 +266,14 @@ pub trait Plugin: Send + Sync {
         Vec::new()
     }
 
+    /// Looks, about once a minute, for what no event tells of. Only the database is asked.
+    ///
+    /// # Errors
+    /// Of the database.
+    fn sweep(&self, _pool: &Pool) -> Result<(), DbError> {
+        Ok(())
+    }
+
     /// Tells of an event. Must come back within a time of its own.
     ///
     /// # Errors
@@ -306,6 +315,11 @@ pub fn all(plugins: &Plugins) -> Result<Vec<Arc<dyn Plugin>>, String> {
     }
     if let Some(block) = &plugins.influx {
         all.push(Arc::new(influx::Influx::new(block.clone())));
+    }
+    if let Some(block) = &plugins.email {
+        all.push(Arc::new(email::Email::new(block.clone(), &|name| {
+            std::env::var(name).ok()
+        })?));
     }
     if let Some(method) = plugins.compress_logs {
         all.push(Arc::new(compress_log::CompressLog::new(method)));

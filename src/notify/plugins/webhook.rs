@@ -8,7 +8,7 @@ use super::{secret, Call, Failure, Plugin};
 use crate::config::notify::{HeaderValue, Webhook as Block};
 use crate::nix::hash::hex_encode;
 use crate::notify::document;
-use crate::notify::event::{channel_of, Event};
+use crate::notify::event::{channel_of, Event, EVAL_FINISHED};
 
 /// Dependents described in one document; the others are only listed.
 const DEPENDENTS_MAX: usize = 100;
@@ -25,7 +25,9 @@ impl Webhook {
     pub fn new(block: Block) -> Result<Webhook, String> {
         let mut channels = Vec::new();
         for name in &block.events {
-            channels.push(channel_of(name).ok_or_else(|| {
+            // Not for webhooks: it is only there where mails are collected.
+            let channel = channel_of(name).filter(|channel| *channel != EVAL_FINISHED);
+            channels.push(channel.ok_or_else(|| {
                 format!(
                     "webhook `{}`: there is no event `{name}`; there are buildQueued, buildStarted, buildFinished, \
                      cachedBuildQueued, cachedBuildFinished, stepFinished, evalStarted, evalAdded, evalCached, evalFailed, evalErrorChanged",
@@ -61,6 +63,7 @@ impl Webhook {
             | Event::EvalErrorChanged { trace, jobset } => {
                 return Ok(Some(json!({ "trace": trace, "jobsetId": jobset })));
             }
+            Event::EvalFinished { .. } => return Ok(None),
             Event::EvalAdded {
                 trace,
                 jobset,
