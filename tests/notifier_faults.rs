@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::notified::{announce, build_of, fetch, finish, finish_row, Door, Place};
-use common::{eventually, free_port, Answer, Recorder, Told};
+use common::{
+    eventually, free_port, system, Answer, Farm, NixStore, Recorder, RunAs, Running, TestDir, Told,
+};
 use hydrad::base::random::Random;
 use postgres::Client;
 
@@ -605,5 +607,105 @@ fn s6_builds_that_share_a_status_are_told_one_after_the_other_and_others_meanwhi
         .collect();
     let of = |id: i32, state: &str| (format!("Hydra build #{id} of p:s:job"), state.to_owned());
     assert_eq!(told, [of(1, "pending"), of(2, "success"), of(3, "success")]);
+    assert!(hydrad.terminate().success());
+}
+
+/// The program in Python that the manual gives to whoever wants to listen.
+fn manuals_listener() -> String {
+    let manual = include_str!("../MANUAL.md");
+    let section = manual
+        .split("\n## 11. Notifications")
+        .nth(1)
+        .expect("section 11");
+    let section = section.split("\n## ").next().expect("its text");
+    let program = section.split("```python\n").nth(1).expect("a program");
+    program.split("```").next().expect("its end").to_owned()
+}
+
+#[test]
+fn s1_a_listener_written_from_the_manual_sees_builds_and_evaluations_and_what_it_missed() {
+    let store = NixStore::owned_by(RunAs::Unprivileged);
+    let farm = Farm::new(&store).with_machines(&format!("localhost {} - 1 1 - -\n", system()));
+    let drvs = store.instantiate(
+        r#"let mk = name: more: command: derivation ({ inherit name; system = builtins.currentSystem; builder = "/bin/sh";
+                        args = [ "-c" command ]; } // more);
+               broken = mk "broken" { } "exit 1";
+           in [ (mk "fine" { } "echo x > $out") broken (mk "above" { inherit broken; } "echo x > $out") (mk "late" { } "echo x > $out") ]"#,
+    );
+    let mut hydrad = farm.run(&[]);
+    let dir = TestDir::new(RunAs::Me);
+    let program = dir.file("listener.py", &manuals_listener(), RunAs::Me);
+    let mut command = RunAs::Me.command("/usr/bin/python3");
+    let dsn = format!(
+        "dbname={} host={} user=hydra",
+        farm.db.name(),
+        farm.db.socket_dir().display()
+    );
+    command.arg(program).arg(dsn).env("PYTHONUNBUFFERED", "1");
+    let mut listener = Running::start(command, "listener", &dir.join("said"), libc::SIGKILL);
+    let mut client = farm.db.client();
+    let sessions = "select count(*) from pg_stat_activity where application_name = 'my-listener' and datname = current_database()
+                    and state = 'idle' and query like '%notificationPendingSince%'";
+    let mut ready = |listener: &mut Running| {
+        listener.eventually("it listens", || {
+            let count: i64 = client.query_one(sessions, &[]).expect(sessions).get(0);
+            (count == 1).then_some(())
+        });
+    };
+    ready(&mut listener);
+    let enqueue =
+        |drvs: &[String]| farm.enqueue(&drvs.iter().map(String::as_str).collect::<Vec<_>>());
+    let fine = enqueue(&drvs[..1]);
+    farm.wait_ended(&mut hydrad, &fine);
+    let failed = enqueue(&drvs[1..3]);
+    farm.wait_ended(&mut hydrad, &failed);
+    let (fine, broken, above) = (fine[0], failed[0], failed[1]);
+    // As an evaluator announces it.
+    let mut foreign = farm.db.client();
+    announce(&mut foreign, "eval_started", "12.5.77\t1");
+    announce(&mut foreign, "cached_build_finished", &format!("1\t{fine}"));
+    announce(&mut foreign, "eval_added", "12.5.77\t1\t1");
+    announce(&mut foreign, "eval_failed", "13.5.77\t1");
+    listener.wait_log("eval_failed 13.5.77 1");
+    let log = |drv: &String| farm.log_path(drv).display().to_string();
+    let expected = [
+        format!("build_queued {fine}"),
+        format!("build_started {fine}"),
+        format!("step_started {fine} 1"),
+        format!("step 1 of build {fine} log: {}", log(&drvs[0])),
+        format!("build {fine} job fine status 0"),
+        format!("build_queued {broken}"),
+        format!("build_queued {above}"),
+        format!("build_started {broken}"),
+        format!("step_started {broken} 1"),
+        format!("step 1 of build {broken} log: {}", log(&drvs[1])),
+        format!("build {broken} job broken status 1"),
+        format!("build {above} job above status 2"),
+        "eval_started 12.5.77 1".to_owned(),
+        format!("cached_build_finished 1 {fine}"),
+        "eval_added 12.5.77 1 1".to_owned(),
+        "eval_failed 13.5.77 1".to_owned(),
+    ];
+    let said: Vec<String> = listener.log().lines().map(str::to_owned).collect();
+    assert_eq!(said, expected);
+
+    // Away for a while: nobody has cleared the marks, so it tells of every end once more, and of that which it missed.
+    let before = said.len();
+    foreign
+        .execute("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'my-listener'", &[])
+        .expect("cut off");
+    listener.wait_log("lost the database:");
+    let late = enqueue(&drvs[3..]);
+    farm.wait_ended(&mut hydrad, &late);
+    let last = format!("build {} job late status 0", late[0]);
+    listener.wait_log(&last);
+    let said: Vec<String> = listener.log().lines().map(str::to_owned).collect();
+    for build in [fine, broken, above] {
+        let start = format!("build {build} job ");
+        let again = said[before..]
+            .iter()
+            .filter(|line| line.starts_with(&start));
+        assert_eq!(again.count(), 1, "build {build} in {said:?}");
+    }
     assert!(hydrad.terminate().success());
 }
