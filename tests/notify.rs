@@ -760,12 +760,30 @@ fn what_the_notifier_cannot_serve_is_said_at_the_start() {
             "<webhook>\nurl = http://x/\nevents = buildDone\n</webhook>\n",
             "there is no event `buildDone`",
         ),
+        (
+            "<ircnotify>\nchannel = x\n</ircnotify>\n",
+            "neither Hydra nor hydrad knows <ircnotify>: if a plugin of your own reads it, nothing of it happens here; remove it, \
+             or add `<ircnotify>` to ignore_settings",
+        ),
+        (
+            "<Slack>\nurl = http://x/\n</Slack>\n",
+            "knows <Slack>; did you mean `slack`: ",
+        ),
+        (
+            "notification_rates = api.github.com\n",
+            "expected HOST:N",
+        ),
     ] {
         let place = Place::new(conf);
         let mut hydrad = place.hydrad(&["notify"]).start();
         assert_eq!(hydrad.wait().code(), Some(2));
         assert!(hydrad.log().contains(words), "{}", hydrad.log());
     }
+    let place = Place::new(
+        "ignore_settings = ircnotify <sotest>\n<ircnotify>\n</ircnotify>\n<sotest>\n</sotest>\n",
+    );
+    let mut hydrad = place.notifier();
+    assert!(hydrad.terminate().success());
     let place = Place::new("");
     place
         .client()
@@ -778,4 +796,89 @@ fn what_the_notifier_cannot_serve_is_said_at_the_start() {
         "{}",
         hydrad.log()
     );
+}
+
+#[test]
+fn check_tries_what_plugins_need_and_names_the_rights_that_are_missing() {
+    let place = Place::new("");
+    let key = place.file("key", "sesame\n");
+    let conf = format!(
+        "services = queue-runner notify\nqueue_runner_metrics_address = none\nstatus_address = none\n\
+         <webhook>\nname = fine\nurl = https://ci.example.org/hook\nsecret_file = {}\n</webhook>\n\
+         <webhook>\nname = bad\nurl = https://ci.example.org/hook\nsecret_file = /nonexistent/key\n</webhook>\n\
+         <slack>\njobs = .*\nurl = http://chat example/sesame\n</slack>\n",
+        key.display()
+    );
+    place.file("hydra.conf", &conf);
+    // An owner can be without them too.
+    place
+        .client()
+        .batch_execute(
+            "revoke insert, update on hydrad.deliveries from current_user;
+             revoke usage on taskretries_id_seq from current_user",
+        )
+        .expect("revoked");
+    let report = || {
+        let check = place.hydrad(&["check", "--json"]);
+        let output = check.command().output().expect("it runs");
+        assert_eq!(output.status.code(), Some(1));
+        let text = String::from_utf8(output.stdout).expect("text");
+        assert!(!text.contains("sesame"), "{text}");
+        let report: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        report["rows"].as_array().expect("rows").clone()
+    };
+    let rows = report();
+    let rows: Vec<String> = rows
+        .iter()
+        .filter(|row| row["section"] == "notifier" || row["what"] == "rights")
+        .map(|row| {
+            let text = |key: &str| row[key].as_str().expect("text").to_owned();
+            format!(
+                "{} {}: {} ({})",
+                text("mark"),
+                text("what"),
+                text("value"),
+                text("note")
+            )
+        })
+        .collect();
+    let has = |words: &[&str]| {
+        let found = rows
+            .iter()
+            .any(|row| words.iter().all(|word| row.contains(word)));
+        assert!(found, "{words:?} in {rows:#?}");
+    };
+    has(&[
+        "problem rights: missing: ",
+        "INSERT on hydrad.deliveries",
+        "UPDATE on hydrad.deliveries",
+        "USAGE on taskretries_id_seq",
+    ]);
+    has(&["ok Webhook fine: ci.example.org"]);
+    has(&[
+        "problem Webhook bad: /nonexistent/key",
+        "No such file or directory",
+    ]);
+    has(&[
+        "problem SlackNotification: chat example",
+        "the address cannot be used",
+    ]);
+    assert!(
+        !rows.iter().any(|row| row.contains("on hydrad.events")),
+        "{rows:#?}"
+    );
+
+    // Where hydrad is not to be the notifier all that is no problem of its.
+    place.file(
+        "hydra.conf",
+        &conf.replace("queue-runner notify", "queue-runner"),
+    );
+    let check = place
+        .hydrad(&["check", "--json"])
+        .command()
+        .output()
+        .expect("it runs");
+    let report: serde_json::Value = serde_json::from_slice(&check.stdout).expect("JSON");
+    let mut rows = report["rows"].as_array().expect("rows").iter();
+    assert!(rows.any(|row| row["what"] == "Webhook bad" && row["mark"] == "warning"));
 }

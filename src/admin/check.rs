@@ -9,6 +9,7 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use super::check_notifier;
 use crate::config::machines::{LocalHost, MachineLine, MachinesFiles, MachinesFromEnv};
 use crate::config::settings::{self, Override, Service, Settings, Verdict};
 use crate::db::locks::{self, CONNECTIONS_BESIDE_POOL};
@@ -155,6 +156,7 @@ pub fn rows(input: &CheckInput<'_>) -> Vec<CheckRow> {
     folder_rows(&settings, &mut rows);
     program_rows(input.env, &settings, &mut rows);
     rows.extend((input.store_rows)());
+    rows.extend(check_notifier::rows(&settings));
     rows
 }
 
@@ -410,7 +412,12 @@ fn reached_database_rows(
         Err(e) => push("schema version", version, Mark::Problem, e.to_string()),
     }
     if found.state != SchemaState::Empty {
-        let missing = schema::missing_rights(client)?;
+        let mut missing = schema::missing_rights(client)?;
+        if settings.services.contains(&Service::Notify) {
+            missing.extend(schema::missing_rights_of_notifier(client)?);
+            missing.sort();
+            missing.dedup();
+        }
         match missing.is_empty() {
             true => push(
                 "rights",
@@ -440,14 +447,21 @@ fn reached_database_rows(
             );
         }
     }
-    for session in locks::foreign_sessions(client, Service::QueueRunner)? {
-        push(
-            "running",
-            session.to_string(),
-            Mark::Warning,
-            "Hydra's own queue runner is at work here; hydrad's refuses to start beside it"
-                .to_owned(),
-        );
+    for (service, name) in [
+        (Service::QueueRunner, "queue runner"),
+        (Service::Notify, "notifier"),
+    ] {
+        if service == Service::Notify && !settings.services.contains(&service) {
+            continue;
+        }
+        for session in locks::foreign_sessions(client, service)? {
+            push(
+                "running",
+                session.to_string(),
+                Mark::Warning,
+                format!("Hydra's own {name} is at work here; hydrad's refuses to start beside it"),
+            );
+        }
     }
     Ok(())
 }

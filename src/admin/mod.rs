@@ -3,6 +3,7 @@
 pub mod build;
 pub mod cache;
 pub mod check;
+pub mod check_notifier;
 pub mod clear_failed;
 pub mod connect;
 pub mod create_user;

@@ -149,6 +149,30 @@ const RIGHTS_USED: &[(&str, &[&str])] = &[
     ("hydrad.events", &["INSERT"]),
 ];
 
+/// What the notifier does with each table.
+const RIGHTS_OF_NOTIFIER: &[(&str, &[&str])] = &[
+    ("projects", &["SELECT"]),
+    ("jobsets", &["SELECT"]),
+    ("jobsetinputs", &["SELECT"]),
+    ("jobsetevals", &["SELECT"]),
+    ("jobsetevalmembers", &["SELECT"]),
+    ("jobsetevalinputs", &["SELECT"]),
+    ("builds", &["SELECT", "UPDATE"]),
+    ("buildoutputs", &["SELECT"]),
+    ("buildproducts", &["SELECT"]),
+    ("buildmetrics", &["SELECT"]),
+    ("taskretries", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
+    ("taskretries_id_seq", &["USAGE"]),
+    ("runcommandlogs", &["SELECT", "INSERT", "UPDATE"]),
+    ("runcommandlogs_id_seq", &["USAGE"]),
+    ("hydrad.notifier", &["SELECT", "INSERT", "UPDATE"]),
+    ("hydrad.events", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
+    (
+        "hydrad.deliveries",
+        &["SELECT", "INSERT", "UPDATE", "DELETE"],
+    ),
+];
+
 /// Tables whose presence means that a database is not empty, though SchemaVersion is missing.
 const TELLING_TABLES: &[&str] = &[
     "users",
@@ -392,11 +416,20 @@ fn hydrad_state(client: &mut impl GenericClient) -> Result<HydradState, DbError>
     }
 }
 
-/// The rights on tables that this role lacks, as `UPDATE on builds`.
+/// The rights on tables that this role lacks for the queue runner, as `UPDATE on builds`.
 pub fn missing_rights(client: &mut Client) -> Result<Vec<String>, DbError> {
+    missing_of(client, RIGHTS_USED)
+}
+
+/// The same for the notifier.
+pub fn missing_rights_of_notifier(client: &mut Client) -> Result<Vec<String>, DbError> {
+    missing_of(client, RIGHTS_OF_NOTIFIER)
+}
+
+fn missing_of(client: &mut Client, wanted: &[(&str, &[&str])]) -> Result<Vec<String>, DbError> {
     let mut tables = Vec::new();
     let mut rights = Vec::new();
-    for (table, wanted) in RIGHTS_USED {
+    for (table, wanted) in wanted {
         for right in *wanted {
             tables.push(*table);
             rights.push(*right);

@@ -308,6 +308,22 @@ fn httpdate(text: &str) -> Option<i64> {
     Some(days * 86_400 + secs)
 }
 
+/// Whether an address can be posted to at all.
+///
+/// # Errors
+/// A message without the address.
+pub fn is_usable(url: &str) -> Result<(), String> {
+    let uri: ureq::http::Uri = url
+        .parse()
+        .map_err(|error| format!("the address cannot be used: {error}"))?;
+    match (uri.scheme_str(), uri.host()) {
+        (Some("http" | "https"), Some(host)) if !host.is_empty() => Ok(()),
+        _ => Err(
+            "the address cannot be used: expected http://HOST/... or https://HOST/...".to_owned(),
+        ),
+    }
+}
+
 /// The host and port of an address.
 pub fn host(url: &str) -> &str {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
@@ -367,5 +383,9 @@ mod tests {
             Some(1_709_164_800)
         );
         assert_eq!(httpdate("soon"), None);
+        assert_eq!(is_usable("https://h:1/x?y"), Ok(()));
+        for wrong in ["http://h h/", "http://h:port/", "ftp://h/", "h"] {
+            assert!(is_usable(wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
 
-use super::{each, status_words, Call, Failure, Plugin};
+use super::{each, status_words, Call, Failure, Needs, Plugin};
 use crate::config::notify::{CircleCi as CircleCiBlock, Slack as SlackBlock};
 use crate::db::facts::BuildFacts;
 
@@ -30,6 +30,13 @@ impl Plugin for Slack {
 
     fn channels(&self) -> &[&'static str] {
         &["build_finished"]
+    }
+
+    fn needs(&self) -> Needs<'_> {
+        Needs {
+            addresses: self.blocks.iter().map(|b| b.url.0.as_str()).collect(),
+            ..Needs::default()
+        }
     }
 
     fn deliver(&self, call: &Call<'_>) -> Result<(), Failure> {
@@ -131,6 +138,13 @@ impl Plugin for CircleCi {
 
     fn channels(&self) -> &[&'static str] {
         &["build_finished"]
+    }
+
+    fn needs(&self) -> Needs<'_> {
+        Needs {
+            addresses: self.blocks.iter().map(|b| b.endpoint.as_str()).collect(),
+            ..Needs::default()
+        }
     }
 
     fn deliver(&self, call: &Call<'_>) -> Result<(), Failure> {

@@ -8,7 +8,7 @@ use std::io::{self, BufReader, BufWriter, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::{Call, Failure, Plugin};
+use super::{Call, Failure, Needs, Plugin};
 use crate::config::notify::LogCompression;
 use crate::notify::event::Event;
 use crate::store::compress::{Compressor, How, Method};
@@ -40,6 +40,13 @@ impl Plugin for CompressLog {
 
     fn channels(&self) -> &[&'static str] {
         &["step_finished"]
+    }
+
+    fn needs(&self) -> Needs<'_> {
+        Needs {
+            folders: vec!["build-logs"],
+            ..Needs::default()
+        }
     }
 
     fn deliver(&self, call: &Call<'_>) -> Result<(), Failure> {

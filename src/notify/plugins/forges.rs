@@ -3,7 +3,7 @@
 
 use serde_json::{json, Value};
 
-use super::{each, Call, Failure, Plugin};
+use super::{each, Call, Failure, Needs, Plugin};
 use crate::config::notify::{BitBucket as BitBucketBlock, Tokens};
 use crate::db::facts::{BuildFacts, Evaluation, Job};
 use crate::nix::hash::base64_encode;
@@ -190,6 +190,13 @@ impl Plugin for BitBucket {
 
     fn manner(&self) -> Manner {
         Manner { supersedes: true }
+    }
+
+    fn needs(&self) -> Needs<'_> {
+        Needs {
+            addresses: vec![&self.block.endpoint],
+            ..Needs::default()
+        }
     }
 
     fn deliver(&self, call: &Call<'_>) -> Result<(), Failure> {

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use regex::Regex;
 use serde_json::json;
 
-use super::{each, Call, Failure, Plugin};
+use super::{each, Call, Failure, Needs, Plugin};
 use crate::config::notify::{GithubStatus as Block, Secret, Tokens};
 use crate::db::facts::{BuildFacts, Evaluation, Job};
 use crate::notify::plan::Manner;
@@ -65,6 +65,13 @@ impl Plugin for GithubStatus {
 
     fn manner(&self) -> Manner {
         Manner { supersedes: true }
+    }
+
+    fn needs(&self) -> Needs<'_> {
+        Needs {
+            addresses: self.blocks.iter().map(|b| b.endpoint.as_str()).collect(),
+            ..Needs::default()
+        }
     }
 
     fn shares_statuses(&self) -> bool {

@@ -1,6 +1,6 @@
 //! InfluxDBNotification: a point for each build that ended.
 
-use super::{Call, Failure, Plugin};
+use super::{Call, Failure, Needs, Plugin};
 use crate::config::notify::Influx as Block;
 use crate::db::facts::BuildFacts;
 use crate::notify::document::status_word;
@@ -27,6 +27,13 @@ impl Plugin for Influx {
 
     fn channels(&self) -> &[&'static str] {
         &["build_finished"]
+    }
+
+    fn needs(&self) -> Needs<'_> {
+        Needs {
+            addresses: vec![&self.block.url],
+            ..Needs::default()
+        }
     }
 
     fn deliver(&self, call: &Call<'_>) -> Result<(), Failure> {

@@ -239,6 +239,17 @@ fn description(build: &BuildFacts) -> String {
     format!("Hydra build #{} of {}", build.id, build.job_name())
 }
 
+/// What a plugin needs, as far as that can be looked at without telling anybody something.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Needs<'a> {
+    /// Addresses of servers. They may be secrets but for their hosts.
+    pub addresses: Vec<&'a str>,
+    /// Files of secrets.
+    pub secrets: Vec<&'a Path>,
+    /// Folders in HYDRA_DATA that it writes to.
+    pub folders: Vec<&'static str>,
+}
+
 /// Somebody who is told of events.
 pub trait Plugin: Send + Sync {
     /// Its name in the ledger, unique among those configured.
@@ -254,6 +265,11 @@ pub trait Plugin: Send + Sync {
 
     fn manner(&self) -> Manner {
         Manner::default()
+    }
+
+    /// For `hydrad check`.
+    fn needs(&self) -> Needs<'_> {
+        Needs::default()
     }
 
     /// Whether builds may share a status: then [`Plugin::statuses`] says which.
@@ -331,7 +347,10 @@ pub fn all(plugins: &Plugins) -> Result<Vec<Arc<dyn Plugin>>, String> {
 }
 
 /// The first line of a file that holds a secret.
-fn secret(path: &Path) -> Result<String, Failure> {
+///
+/// # Errors
+/// When it cannot be read, and why.
+pub fn secret(path: &Path) -> Result<String, Failure> {
     let failed = |why: String| Failure::again(format!("cannot read {}: {why}", path.display()));
     let bytes = std::fs::read(path).map_err(|error| failed(plain_error(&error)))?;
     if bytes.len() > SECRET_BYTES_MAX {

@@ -11,7 +11,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{Call, Failure, Plugin};
+use super::{Call, Failure, Needs, Plugin};
 use crate::config::notify::RunCommand as Block;
 use crate::db::facts::{self, BuildFacts, CommandEnd};
 use crate::notify::document;
@@ -43,6 +43,13 @@ impl Plugin for RunCommand {
 
     fn channels(&self) -> &[&'static str] {
         &["build_finished"]
+    }
+
+    fn needs(&self) -> Needs<'_> {
+        Needs {
+            folders: vec!["runcommand-logs"],
+            ..Needs::default()
+        }
     }
 
     fn deliver(&self, call: &Call<'_>) -> Result<(), Failure> {

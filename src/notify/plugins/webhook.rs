@@ -4,7 +4,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use serde_json::{json, Value};
 use sha2::Sha256;
 
-use super::{secret, Call, Failure, Plugin};
+use super::{secret, Call, Failure, Needs, Plugin};
 use crate::config::notify::{HeaderValue, Webhook as Block};
 use crate::nix::hash::hex_encode;
 use crate::notify::document;
@@ -122,6 +122,19 @@ impl Plugin for Webhook {
 
     fn channels(&self) -> &[&'static str] {
         &self.channels
+    }
+
+    fn needs(&self) -> Needs<'_> {
+        let headers = self.block.headers.iter();
+        let files = headers.filter_map(|(_, value)| match value {
+            HeaderValue::File(path) => Some(path.as_path()),
+            HeaderValue::Text(_) => None,
+        });
+        Needs {
+            addresses: vec![&self.block.url],
+            secrets: files.chain(self.block.secret_file.as_deref()).collect(),
+            folders: Vec::new(),
+        }
     }
 
     fn deliver(&self, call: &Call<'_>) -> Result<(), Failure> {
