@@ -312,26 +312,6 @@ fn simulate_from_database_says_when_the_queue_is_done_and_what_other_machines_wo
 
 // ---- from Hydra's rows, and back to Hydra
 
-/// Hydra's tables as they are at a version.
-fn at_version(site: &Site, version: i32) {
-    let mut client = site.db.client();
-    if version < 87 {
-        client
-            .batch_execute(include_str!("../sql/schema/hydra-85-from-87.sql"))
-            .unwrap();
-    }
-    if version < 85 {
-        client
-            .batch_execute(
-                "alter table JobsetEvalInputs drop column shortRevLength;
-                 alter table BuildOutputs alter column path set not null;
-                 alter table BuildStepOutputs alter column path set not null;
-                 update SchemaVersion set version = 82;",
-            )
-            .unwrap();
-    }
-}
-
 /// A busy row as the C++ program leaves it when it is killed, with the outputs it knew of.
 fn left_by_cpp(site: &Site, build: i32, phase: i32, machine: &str) {
     site.db
@@ -352,7 +332,7 @@ fn left_by_cpp(site: &Site, build: i32, phase: i32, machine: &str) {
 /// Goes from C++ to hydrad, which is killed, back to C++, and to hydrad again.
 fn there_and_back(version: i32) {
     let site = Site::new(Pg::shared());
-    at_version(&site, version);
+    site.db.at_version(version);
     site.machines(&Site::stub("m1", 4, 1, "-"));
     let long = r#"long = derivation { name = "long"; system = builtins.currentSystem; builder = "/none"; stubSeconds = "3600"; };"#;
     let bad = r#"derivation { name = "bad"; system = builtins.currentSystem; builder = "/none"; stubStatus = "3"; }"#;

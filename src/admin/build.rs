@@ -173,8 +173,11 @@ fn restart(args: &RestartArgs) -> Result<ExitCode> {
     Ok(code)
 }
 
-/// The derivations must be there when the builds' turn comes.
-fn keep_derivations<'a>(
+/// The derivations must be there when the builds' turn comes: makes GC roots of them.
+///
+/// # Errors
+/// When one is not there, or the roots cannot be made.
+pub fn keep_derivations<'a>(
     settings: &Settings,
     builds: impl Iterator<Item = &'a Named>,
 ) -> Result<()> {

@@ -231,6 +231,22 @@ impl JobsetSpec {
         differing.iter().map(ToString::to_string).collect()
     }
 
+    /// What is said, as one would write it in a specification.
+    pub fn as_json(&self) -> Value {
+        let is_input = |key: &String| key.starts_with("inputs.");
+        let mut object: Map<String, Value> = self
+            .fields()
+            .into_iter()
+            .filter(|(key, _)| !is_input(key))
+            .collect();
+        let inputs = self.inputs.iter();
+        let inputs: Map<String, Value> = inputs
+            .map(|(name, input)| (name.clone(), input.as_json()))
+            .collect();
+        object.insert("inputs".to_owned(), Value::Object(inputs));
+        Value::Object(object)
+    }
+
     /// What is said, by key.
     pub fn fields(&self) -> Fields {
         let number = |value: Option<i32>| value.map(Value::from);

@@ -68,7 +68,7 @@ impl Trigger {
 }
 
 /// Does something in one transaction, which is begun again when it lost a race against another one. Rows that somebody else
-/// holds are waited for as long as the commands that change builds wait. `work` says whether to commit.
+/// holds are waited for as long as the commands that change builds wait, once. `work` says whether to commit.
 ///
 /// # Errors
 /// Of `work`, and of the database; nothing is changed then.
@@ -79,7 +79,7 @@ pub fn in_transaction<T>(
     let mut tries = 0;
     loop {
         tries += 1;
-        let mut once = || {
+        let mut once = || -> Result<T, DbError> {
             let mut tx = client.transaction()?;
             tx.batch_execute(include_str!("../../sql/admin/limit_lock_wait.sql"))?;
             let (result, keep) = work(&mut tx)?;
@@ -90,8 +90,8 @@ pub fn in_transaction<T>(
             Ok(result)
         };
         match once() {
-            Err(DbError::Statement(error))
-                if super::error::is_retryable(&error) && tries < TRIES_MAX => {}
+            Err(error) if error.is_retryable() && !error.is_lock_timeout() && tries < TRIES_MAX => {
+            }
             result => return result,
         }
     }
@@ -207,6 +207,47 @@ fn stored_jobset(row: &Row) -> StoredJobset {
         fetch_error: row.get(21),
         forced: row.get(22),
     }
+}
+
+/// How a jobset stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Standing {
+    /// The newest evaluation that changed anything.
+    pub evaluation: Option<i32>,
+    /// Unfinished builds.
+    pub queued: i64,
+}
+
+/// How the jobsets of a project, or all, stand, by id.
+///
+/// # Errors
+/// Of the database.
+pub fn standings(
+    client: &mut impl GenericClient,
+    project: Option<&str>,
+) -> Result<HashMap<i32, Standing>, DbError> {
+    let sql = include_str!("../../sql/jobsets/select_standing.sql");
+    let rows = client.query(sql, &[&project])?;
+    let standing = |row: &Row| Standing {
+        evaluation: row.get(1),
+        queued: row.get(2),
+    };
+    Ok(rows.iter().map(|row| (row.get(0), standing(row))).collect())
+}
+
+/// What a jobset of this name is called now.
+///
+/// # Errors
+/// Of the database.
+pub fn renamed_to(
+    client: &mut impl GenericClient,
+    project: &str,
+    from: &str,
+) -> Result<Option<String>, DbError> {
+    let sql = include_str!("../../sql/jobsets/find_rename.sql");
+    Ok(client
+        .query_opt(sql, &[&project, &from])?
+        .map(|row| row.get(0)))
 }
 
 /// Keeps projects from being changed by others until the end of the transaction.

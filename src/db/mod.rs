@@ -26,6 +26,7 @@ pub mod pool;
 pub mod prune;
 pub mod questions;
 pub mod queue;
+pub mod results;
 pub mod schema;
 pub mod status;
 pub mod tls;

@@ -280,6 +280,26 @@ impl Db {
             .unwrap_or_else(|e| panic!("connect to database {}: {e:?}", self.name))
     }
 
+    /// Make Hydra's tables, at the newest version, what they are at another one.
+    pub fn at_version(&self, version: i32) {
+        let mut client = self.client();
+        if version < 87 {
+            client
+                .batch_execute(include_str!("../../sql/schema/hydra-85-from-87.sql"))
+                .expect("back to version 85");
+        }
+        if version < 85 {
+            client
+                .batch_execute(
+                    "alter table JobsetEvalInputs drop column shortRevLength;
+                     alter table BuildOutputs alter column path set not null;
+                     alter table BuildStepOutputs alter column path set not null;
+                     update SchemaVersion set version = 82;",
+                )
+                .expect("back to version 82");
+        }
+    }
+
     /// A connection with the superuser's rights (to end sessions, to look at all of them).
     pub fn superuser(&self) -> Client {
         self.config()
