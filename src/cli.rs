@@ -62,6 +62,8 @@ pub enum Command {
     UpdateGcRoots(admin::gc_roots::UpdateGcRootsArgs),
     #[command(version)]
     CreateUser(admin::create_user::CreateUserArgs),
+    #[command(version)]
+    SendStats(admin::send_stats::SendStatsArgs),
     Prune(admin::prune::PruneArgs),
 }
 
@@ -187,6 +189,7 @@ pub fn arguments(args: impl IntoIterator<Item = std::ffi::OsString>) -> Vec<std:
         Some("hydra-update-gc-roots") => "update-gc-roots",
         Some("hydra-notify") => "notify",
         Some("hydra-create-user") => "create-user",
+        Some("hydra-send-stats") => "send-stats",
         _ => return args,
     };
     args.insert(1, service.into());
@@ -210,6 +213,13 @@ mod tests {
             args(&["/usr/bin/hydra-queue-runner", "-v"]),
             ["/usr/bin/hydra-queue-runner", "queue-runner", "-v"]
         );
+        for (old, command) in [
+            ("hydra-create-user", "create-user"),
+            ("hydra-send-stats", "send-stats"),
+            ("hydra-init", "init"),
+        ] {
+            assert_eq!(args(&[old]), [old, command]);
+        }
         assert_eq!(args(&["hydrad", "run"]), ["hydrad", "run"]);
     }
 }

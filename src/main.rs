@@ -43,6 +43,7 @@ fn main() -> ExitCode {
         Command::Simulate(args) => admin::simulate::run(&args),
         Command::UpdateGcRoots(args) => admin::gc_roots::run(&args),
         Command::CreateUser(args) => admin::create_user::run(&args),
+        Command::SendStats(args) => admin::send_stats::run(&args),
         Command::Prune(args) => admin::prune::run(&args),
     };
     result.unwrap_or_else(|error| {

@@ -2,14 +2,16 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
+use std::net::UdpSocket;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{eventually, output_of, said, Db, Hydrad, Pg, Said, Site};
+use common::{eventually, output_of, patience, said, Db, Hydrad, Pg, Said, Site};
 
 fn hydrad(db: &Db, args: &[&str]) -> Said {
     said(&mut Hydrad::run(args).db(db).command())
@@ -647,4 +649,115 @@ fn what_is_old_is_named_and_then_goes_while_builds_run_and_rows_are_locked() {
         running[0]
     );
     hydrad.wait_sql(&site.db, &ended);
+}
+
+// ---- numbers for statsd
+
+/// A statsd server that keeps the last value of each gauge.
+struct Gauges(UdpSocket);
+
+impl Gauges {
+    fn new() -> Gauges {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        socket.set_read_timeout(Some(patience())).unwrap();
+        Gauges(socket)
+    }
+
+    fn conf(&self) -> String {
+        let port = self.0.local_addr().unwrap().port();
+        format!("<statsd>\nhost = 127.0.0.1\nport = {port}\n</statsd>\n")
+    }
+
+    /// Receives until a gauge of this name comes.
+    fn until(&self, name: &str) -> BTreeMap<String, f64> {
+        let mut gauges = BTreeMap::new();
+        let mut buffer = [0; 2_000];
+        loop {
+            let length = self.0.recv(&mut buffer).expect("a datagram");
+            let text = std::str::from_utf8(&buffer[..length]).unwrap();
+            let (key, value) = text.split_once(':').expect("a name and a value");
+            let value = value.strip_suffix("|g").expect("a gauge");
+            gauges.insert(key.to_owned(), value.parse().unwrap());
+            if key == name {
+                return gauges;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_queue_runners_numbers_go_to_statsd_and_trouble_is_a_warning() {
+    let statsd = Gauges::new();
+    let site = Site::new(Pg::shared());
+    site.configure(&statsd.conf());
+    // As Hydra's program is called.
+    let once = || {
+        let mut command = site.hydrad(&["--once"]).command();
+        command.arg0("hydra-send-stats");
+        said(&mut command).ends_with(0)
+    };
+    let quiet = |said: Said| assert_eq!((said.out.as_str(), said.err.as_str()), ("", ""));
+
+    quiet(once());
+    let down = statsd.until("hydra.queue.up");
+    assert_eq!(down["hydra.queue.up"], 0.0);
+    assert!(down["hydra.mem.dirty"] >= 0.0);
+
+    site.machines(&format!(
+        "{}{}",
+        Site::localhost(2),
+        Site::stub("m1", 4, 1, "-")
+    ));
+    let mut hydrad = site.start();
+    site.queue(
+        "derivation { name = \"a\"; system = builtins.currentSystem; builder = \"/bin/sh\"; args = [ \"-c\" \"echo a > $out\" ]; }",
+    );
+    site.wait_all_finished(&mut hydrad);
+    quiet(once());
+    let up = statsd.until("hydra.queue.machines.in_use");
+    for (name, value) in [
+        ("up", 1.0),
+        ("builds.read", 1.0),
+        ("builds.finished", 1.0),
+        ("builds.unfinished", 0.0),
+        ("steps.finished", 1.0),
+        ("steps.active", 0.0),
+        ("steps.unsupported", 0.0),
+        ("machines.total", 2.0),
+        ("machines.in_use", 0.0),
+    ] {
+        assert_eq!(up[&format!("hydra.queue.{name}")], value, "{name}");
+    }
+    for name in [
+        "steps.avg_total_time",
+        "checks",
+        "bytes_received",
+        "steps.max_retries",
+    ] {
+        assert!(up[&format!("hydra.queue.{name}")] >= 0.0, "{name}");
+    }
+
+    // As a service: at once, then from time to time, until it is told to stop.
+    let mut service = site.hydrad(&["send-stats"]).start();
+    assert_eq!(
+        statsd.until("hydra.queue.machines.in_use")["hydra.queue.up"],
+        1.0
+    );
+    assert!(service.terminate().success());
+
+    // A queue runner that died left a report that nobody stands by.
+    hydrad.kill_9();
+    once().complains(&["the queue runner does not answer"]);
+    let gone = statsd.until("hydra.queue.up");
+    assert_eq!(gone["hydra.queue.up"], 0.0);
+
+    site.configure("<statsd>\nhost = no.such.host.invalid\n</statsd>\n");
+    once().complains(&["no.such.host.invalid:8125", "<statsd>"]);
+    site.configure("");
+    let nowhere = site
+        .hydrad(&["--once"])
+        .env("HYDRA_DBI", "dbi:Pg:dbname=hydra;host=/nowhere");
+    let mut nowhere = nowhere.command();
+    nowhere.arg0("hydra-send-stats");
+    said(&mut nowhere).ends_with(0).complains(&["/nowhere"]);
 }

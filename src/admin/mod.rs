@@ -23,6 +23,7 @@ pub mod over_http;
 pub mod password;
 pub mod prune;
 pub mod queued;
+pub mod send_stats;
 pub mod serve;
 pub mod simulate;
 pub mod status;

@@ -55,6 +55,14 @@ pub fn ask(
     })
 }
 
+/// Whether there is a report, so that a queue runner should be up.
+///
+/// # Errors
+/// Of the database.
+pub fn is_reported(client: &mut Client) -> Result<bool, DbError> {
+    Ok(read(client)?.is_some())
+}
+
 /// The report as it is in the table; `None` if no queue runner is up.
 fn read(client: &mut Client) -> Result<Option<String>, DbError> {
     let row = client.query_opt(
@@ -75,7 +83,7 @@ pub fn print(state: &StateArgs) -> Result<ExitCode> {
     let target = state.target(&state.settings()?)?;
     let mut client = target.connect(NAME)?;
     // As in C++: where there is no report nobody is asked.
-    if read(&mut client)?.is_none() {
+    if !is_reported(&mut client)? {
         println!("{{\"status\":\"down\"}}");
         return Ok(ExitCode::SUCCESS);
     }

@@ -345,7 +345,7 @@ pub const DEFINITIONS: &[Definition] = &[
 /// Every block that Hydra knows.
 pub const BLOCKS: &[BlockDefinition] = &[
     block("git-input", NotYetUsed(Evaluator)),
-    block("statsd", NotYetUsed(Evaluator)),
+    block("statsd", Role::Used),
     block("hydra_notify", UsedBy(Notify)),
     block("github_authorization", UsedBy(Notify)),
     block("gitlab_authorization", UsedBy(Notify)),
@@ -587,6 +587,8 @@ pub struct Settings {
     pub prune_attempt_logs: Option<Duration>,
     /// `None`: steps stay.
     pub prune_steps: Option<Duration>,
+    /// Where the evaluator and `send-stats` send metrics: `host` and `port` of the block `<statsd>`.
+    pub statsd: Address,
     /// HYDRA_DATA.
     pub data_dir: PathBuf,
     pub data_dir_source: Source,
@@ -782,6 +784,7 @@ pub fn survey(
         notification_rates: values.host_rates("notification_rates"),
         prune_attempt_logs: values.seconds_or_off("prune_attempt_logs"),
         prune_steps: values.seconds_or_off("prune_steps"),
+        statsd: values.statsd(),
         ignore_settings,
         services,
         data_dir,
@@ -1110,6 +1113,31 @@ impl Values<'_> {
             parse(default).unwrap_or_else(|| panic!("BUG: the default of {key} is not of its kind"))
         });
         (value, source)
+    }
+
+    /// The last value of a key in a block at the top level.
+    fn in_block(&self, name: &str, key: &str) -> Option<&hydra_conf::Assignment> {
+        let blocks = self.document.root.blocks.iter();
+        let named = blocks.rev().filter(|block| block.name == name);
+        named.filter_map(|block| block.get(key)).next()
+    }
+
+    fn statsd(&mut self) -> Address {
+        let host = self.in_block("statsd", "host").map(|a| a.text.clone());
+        let port = self.in_block("statsd", "port").cloned();
+        let number = port.as_ref().map(|a| a.text.parse().ok());
+        if let (Some(a), Some(None)) = (port, number) {
+            self.errors.push(ConfigError::BadValue {
+                key: "port".to_owned(),
+                value: a.text,
+                at: Source::File(a.at),
+                expected: "the port of <statsd>, a number up to 65535".to_owned(),
+            });
+        }
+        Address {
+            host: host.unwrap_or_else(|| "localhost".to_owned()),
+            port: number.flatten().unwrap_or(8125),
+        }
     }
 
     fn default_of(key: &str) -> &'static str {

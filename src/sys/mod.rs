@@ -14,6 +14,7 @@ pub mod pipes;
 pub mod process;
 pub mod shared;
 pub mod signals;
+pub mod statsd;
 pub mod systemd;
 pub mod thread;
 pub mod watchdog;

@@ -63,6 +63,14 @@ pub fn usage() -> Usage {
     }
 }
 
+/// How much of this host's memory waits to be written to disk; `None` where the system does not say.
+pub fn dirty_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Dirty:"))?;
+    let kilobytes: u64 = line.split_whitespace().next()?.parse().ok()?;
+    kilobytes.checked_mul(1024)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -28,6 +28,7 @@ expected="./etc/hydrad/environment
 ./usr/local/bin/hydra-init
 ./usr/local/bin/hydra-notify
 ./usr/local/bin/hydra-queue-runner
+./usr/local/bin/hydra-send-stats
 ./usr/local/bin/hydra-update-gc-roots
 ./usr/local/bin/hydrad
 ./usr/local/lib/systemd/system/hydrad-metrics.socket
@@ -35,6 +36,7 @@ expected="./etc/hydrad/environment
 ./usr/local/lib/systemd/system/hydrad-prune.service
 ./usr/local/lib/systemd/system/hydrad-prune.timer
 ./usr/local/lib/systemd/system/hydrad-queue-runner.service
+./usr/local/lib/systemd/system/hydrad-send-stats.service
 ./usr/local/lib/systemd/system/hydrad-status.socket
 ./usr/local/lib/systemd/system/hydrad-update-gc-roots.service
 ./usr/local/lib/systemd/system/hydrad-update-gc-roots.timer
@@ -50,7 +52,8 @@ expected="./etc/hydrad/environment
 units="$stage/usr/local/lib/systemd/system"
 resident=("$units/hydrad.service" "$units/hydrad-queue-runner.service" "$units/hydrad-notify.service")
 if command -v systemd-analyze >/dev/null; then
-    for unit in hydrad.service hydrad-queue-runner.service hydrad-notify.service hydrad-update-gc-roots.service hydrad-prune.service; do
+    for unit in hydrad.service hydrad-queue-runner.service hydrad-notify.service hydrad-update-gc-roots.service hydrad-prune.service \
+        hydrad-send-stats.service; do
         say "$unit"
         mkdir -p "$stage/verify"
         # verify wants programs that exist, and each unit by itself (they name each other in Conflicts=).
