@@ -41,6 +41,8 @@ pub enum Command {
     Check(CheckCommand),
     Enqueue(admin::enqueue::EnqueueArgs),
     Build(admin::build::BuildArgs),
+    #[command(version)]
+    EvalJobs(admin::eval_jobs::EvalJobsArgs),
     ClearFailed(admin::clear_failed::ClearFailedArgs),
     Project(admin::manage::project::ProjectArgs),
     Jobset(admin::manage::jobset::JobsetArgs),
@@ -190,6 +192,7 @@ pub fn arguments(args: impl IntoIterator<Item = std::ffi::OsString>) -> Vec<std:
         Some("hydra-notify") => "notify",
         Some("hydra-create-user") => "create-user",
         Some("hydra-send-stats") => "send-stats",
+        Some("hydra-eval-jobs") => "eval-jobs",
         _ => return args,
     };
     args.insert(1, service.into());

@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         Command::Check(args) => admin::serve::check(&args),
         Command::Enqueue(args) => admin::enqueue::run(&args),
         Command::Build(args) => admin::build::run(&args),
+        Command::EvalJobs(args) => admin::eval_jobs::run(&args),
         Command::ClearFailed(args) => admin::clear_failed::run(&args),
         Command::Project(args) => admin::manage::project::run(&args),
         Command::Jobset(args) => admin::manage::jobset::run(&args),

@@ -17,6 +17,7 @@ use crate::db::listen::Listener;
 use crate::db::schema;
 use crate::model::BuildStatus;
 use crate::nix::derivation::Derivation;
+use crate::nix::expression;
 use crate::nix::StoreDir;
 use crate::store::local::LocalStore;
 
@@ -214,7 +215,7 @@ fn from_nix(args: &EnqueueArgs, file: &PathBuf) -> Result<Vec<NewBuild>> {
     let attrs = args
         .attrs
         .iter()
-        .map(|attr| nix_string(attr))
+        .map(|attr| expression::string(attr))
         .collect::<Vec<_>>()
         .join(" ");
     let file_text = file
@@ -223,7 +224,7 @@ fn from_nix(args: &EnqueueArgs, file: &PathBuf) -> Result<Vec<NewBuild>> {
     let expression = format!(
         "({}) {{ file = /. + {}; attrs = [ {attrs} ]; }}",
         include_str!("jobs.nix"),
-        nix_string(file_text)
+        expression::string(file_text)
     );
     let output = Command::new("nix-instantiate")
         .args([
@@ -273,16 +274,6 @@ fn from_nix(args: &EnqueueArgs, file: &PathBuf) -> Result<Vec<NewBuild>> {
         }
     );
     list.iter().map(|job| from_json(args, job)).collect()
-}
-
-/// A string literal of the Nix language.
-fn nix_string(text: &str) -> String {
-    format!(
-        "\"{}\"",
-        text.replace('\\', "\\\\")
-            .replace('"', "\\\"")
-            .replace("${", "\\${")
-    )
 }
 
 fn from_json(args: &EnqueueArgs, job: &Value) -> Result<NewBuild> {

@@ -9,6 +9,7 @@ pub mod comparison;
 pub mod connect;
 pub mod create_user;
 pub mod enqueue;
+pub mod eval_jobs;
 pub mod evaluations;
 pub mod explain;
 pub mod forecast;

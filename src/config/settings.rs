@@ -60,6 +60,8 @@ pub enum Kind {
     Address,
     /// Words separated by blanks.
     Words,
+    /// One of these words.
+    Choice(&'static [&'static str]),
     /// `project:N` or `project:jobset:N`, separated by blanks.
     StepCaps,
     /// `project:jobset:N`, separated by blanks.
@@ -294,6 +296,29 @@ pub const DEFINITIONS: &[Definition] = &[
     used("prune_steps", Kind::Seconds, "0",
         "`hydrad prune` deletes the steps of builds that ended longer ago than this. 0: none. The builds stay, with \
          outputs, products, metrics and logs; what is kept, current or recorded as failed keeps its steps."),
+    used("evaluator_program", Kind::Choice(&["builtin", "nix-eval-jobs"]), "builtin",
+        "What evaluates the jobs of a jobset: hydrad itself, in processes of the installed Nix, or the \
+         program nix-eval-jobs. Installing that program alone changes nothing."),
+    used("evaluator_workers", count(1, 256), "1",
+        "How many processes evaluate the jobs of one jobset at the same time. Each has its own copy of \
+         what the jobs share, nixpkgs say."),
+    used("evaluator_max_memory_size", count(64, 16_777_216), "4096",
+        "How much memory an evaluating process may have, in MiB. One that has more is replaced by a new \
+         one, and the job it was at is tried once more, alone; if that takes more too, it is that job's \
+         error."),
+    used("evaluator_job_timeout", Kind::Seconds, "3600",
+        "Evaluating one job may take this long, building what it imports included; then it is that job's \
+         error. 0: no limit. nix-eval-jobs knows no such limit."),
+    used("evaluator_pure_eval", Kind::Bool, "",
+        "Whether jobs are evaluated without access to anything outside the store, the time or the host's \
+         system type. Not set: flakes are, others are not."),
+    used("allow_import_from_derivation", Kind::Text, "false",
+        "Whether an expression may import what a derivation makes, which is built while evaluating, on \
+         this host alone. Only the exact word true allows it, as in Hydra since 2025."),
+    used("evaluator_initial_heap_size", Kind::Text, "",
+        "The heap that an evaluating process has from the beginning, in bytes or as 512M: more of it saves \
+         time, since garbage is collected less often. The processes that evaluate jobs get it as \
+         GC_INITIAL_HEAP_SIZE, no other. Not set: as Nix does."),
     // Hydra's queue runner, not here.
     other("store_mode", Fatal("store_mode in hydra.conf is deprecated, please use store_uri")),
     other("binary_cache_dir", Deprecated("it has no effect; write store_uri = file://DIR")),
@@ -304,12 +329,8 @@ pub const DEFINITIONS: &[Definition] = &[
     other("nar_buffer_size", Deprecated("it has no effect since 2020; remove it")),
     // The evaluator's.
     other("max_concurrent_evals", NotYetUsed(Evaluator)),
-    other("evaluator_workers", NotYetUsed(Evaluator)),
-    other("evaluator_max_memory_size", NotYetUsed(Evaluator)),
-    other("evaluator_pure_eval", NotYetUsed(Evaluator)),
-    other("evaluator_initial_heap_size", NotYetUsed(Evaluator)),
-    other("evaluator_max_heap_size", NotYetUsed(Evaluator)),
-    other("allow_import_from_derivation", NotYetUsed(Evaluator)),
+    other("evaluator_max_heap_size", Deprecated(
+        "it has no effect since 2020; evaluator_max_memory_size bounds the memory of an evaluating process")),
     other("eval_substituter", NotYetUsed(Evaluator)),
     other("path_input_cache_validity_seconds", NotYetUsed(Evaluator)),
     other("github_endpoint", NotYetUsed(Evaluator)),
@@ -527,6 +548,29 @@ pub struct Deadlines {
     pub shutdown: Duration,
 }
 
+/// What evaluates jobs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EvaluatorProgram {
+    /// Processes of the installed Nix, led by hydrad.
+    Builtin,
+    NixEvalJobs,
+}
+
+/// How the jobs of a jobset are evaluated.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct EvaluatorSettings {
+    pub program: EvaluatorProgram,
+    pub workers: u32,
+    /// Of each process.
+    pub memory_max_bytes: u64,
+    /// `None`: no limit.
+    pub job_timeout: Option<Duration>,
+    /// `None`: flakes purely, others not.
+    pub pure_eval: Option<bool>,
+    pub import_from_derivation: bool,
+    pub initial_heap_size: Option<String>,
+}
+
 /// The settings of the queue runner, typed and complete. See [`DEFINITIONS`] for meanings.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Settings {
@@ -589,6 +633,7 @@ pub struct Settings {
     pub prune_steps: Option<Duration>,
     /// Where the evaluator and `send-stats` send metrics: `host` and `port` of the block `<statsd>`.
     pub statsd: Address,
+    pub evaluator: EvaluatorSettings,
     /// HYDRA_DATA.
     pub data_dir: PathBuf,
     pub data_dir_source: Source,
@@ -785,6 +830,20 @@ pub fn survey(
         prune_attempt_logs: values.seconds_or_off("prune_attempt_logs"),
         prune_steps: values.seconds_or_off("prune_steps"),
         statsd: values.statsd(),
+        evaluator: EvaluatorSettings {
+            program: match values.choice("evaluator_program") {
+                "nix-eval-jobs" => EvaluatorProgram::NixEvalJobs,
+                _ => EvaluatorProgram::Builtin,
+            },
+            workers: values.count("evaluator_workers"),
+            memory_max_bytes: u64::from(values.count("evaluator_max_memory_size")) << 20,
+            job_timeout: values.seconds_or_off("evaluator_job_timeout"),
+            pure_eval: values.bool_if_set("evaluator_pure_eval"),
+            import_from_derivation: values.text("allow_import_from_derivation") == "true",
+            initial_heap_size: values
+                .optional("evaluator_initial_heap_size")
+                .map(|(size, _)| size),
+        },
         ignore_settings,
         services,
         data_dir,
@@ -1193,6 +1252,25 @@ impl Values<'_> {
         self.value(key, Self::default_of(key), parse).0
     }
 
+    /// `None` if it is not set.
+    fn bool_if_set(&mut self, key: &'static str) -> Option<bool> {
+        let parse = |text: &str| match text.trim() {
+            "" => Some(None),
+            "true" | "1" => Some(Some(true)),
+            "false" | "0" => Some(Some(false)),
+            _ => None,
+        };
+        self.value(key, Self::default_of(key), parse).0
+    }
+
+    fn choice(&mut self, key: &'static str) -> &'static str {
+        let Some(Kind::Choice(words)) = definition(key).map(|d| d.kind) else {
+            panic!("BUG: {key} is not a choice");
+        };
+        let parse = |text: &str| words.iter().find(|word| **word == text.trim()).copied();
+        self.value(key, Self::default_of(key), parse).0
+    }
+
     fn text(&mut self, key: &'static str) -> String {
         let parse = |text: &str| {
             let text = text.trim();
@@ -1256,6 +1334,7 @@ impl Values<'_> {
 fn expected(kind: Kind) -> String {
     match kind {
         Kind::Count { min, max } => return format!("a whole number from {min} to {max}"),
+        Kind::Choice(words) => return words.join(" or "),
         Kind::Bytes => "a number of bytes, such as 67108864 or 64M",
         Kind::Seconds => "a number of seconds, such as 600 or 10m",
         Kind::Bool => "true, 1, false or 0",
@@ -1271,7 +1350,7 @@ fn expected(kind: Kind) -> String {
 }
 
 /// `64M` and the like; `None` on anything else or above `i64::MAX`.
-fn parse_bytes(text: &str) -> Option<u64> {
+pub fn parse_bytes(text: &str) -> Option<u64> {
     let text = text.trim();
     let digits = text
         .find(|c: char| !c.is_ascii_digit())

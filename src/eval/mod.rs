@@ -4,10 +4,12 @@
 //! |---|---|
 //! | `input` | the words of an input: as configured, and as fetched |
 //! | `job` | the words of a job: what is to be evaluated, and what came out |
+//! | `jobs` | evaluating the jobs of a source, in processes of the installed Nix |
 //! | `schedule` | when which jobset is evaluated: pure |
 //!
 //! It does not know tables (`db/`), nor who listens to what it announces.
 
 pub mod input;
 pub mod job;
+pub mod jobs;
 pub mod schedule;

@@ -7,6 +7,7 @@
 
 pub mod derivation;
 pub mod derivation_hash;
+pub mod expression;
 pub mod hash;
 pub mod listing;
 pub mod nar;

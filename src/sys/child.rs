@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long a child has between one step of being ended and the next.
@@ -65,6 +65,54 @@ pub fn spawn(command: &mut Command) -> io::Result<(PipedChild, ChildPipes)> {
         },
         pipes,
     ))
+}
+
+/// Starts a program whose output nobody reads, with pipes to its stdin and from its stderr. It ends with the thread that starts
+/// it, however that ends, so a loop in it outlives nobody.
+///
+/// # Errors
+/// What the system says of starting it; name the program when passing it on.
+pub fn spawn_heard(command: &mut Command) -> io::Result<(PipedChild, ChildStdin, ChildStderr)> {
+    command.stdin(Stdio::piped()).stdout(Stdio::null());
+    let mut child = spawn_mortal(command)?;
+    match (child.child.stdin.take(), child.child.stderr.take()) {
+        (Some(stdin), Some(stderr)) => Ok((child, stdin, stderr)),
+        _ => unreachable!("BUG: a child spawned with pipes has pipes"),
+    }
+}
+
+/// The same for a program that has nothing to read, with pipes from its stdout and stderr.
+///
+/// # Errors
+/// As [`spawn_heard`].
+pub fn spawn_read(command: &mut Command) -> io::Result<(PipedChild, ChildStdout, ChildStderr)> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = spawn_mortal(command)?;
+    match (child.child.stdout.take(), child.child.stderr.take()) {
+        (Some(stdout), Some(stderr)) => Ok((child, stdout, stderr)),
+        _ => unreachable!("BUG: a child spawned with pipes has pipes"),
+    }
+}
+
+fn spawn_mortal(command: &mut Command) -> io::Result<PipedChild> {
+    for ours in OURS_ALONE {
+        command.env_remove(ours);
+    }
+    command.stderr(Stdio::piped()).process_group(0);
+    // SAFETY: prctl is one system call on plain numbers, allowed between fork and exec.
+    unsafe {
+        command.pre_exec(
+            || match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            },
+        );
+    }
+    let child = command.spawn()?;
+    Ok(PipedChild {
+        child,
+        status: None,
+    })
 }
 
 /// How a program ended that was given its input at once.
@@ -242,6 +290,14 @@ impl PipedChild {
         }
         log::warn!("process {} does not end, not even by SIGKILL", self.pid());
         None
+    }
+
+    /// Ends its whole group at once: for what cannot be asked, and builds nothing.
+    pub fn kill(&mut self) -> Option<ExitStatus> {
+        if self.status.is_none() {
+            self.signal_group(libc::SIGKILL);
+        }
+        self.wait_until(Instant::now() + END_STEP)
     }
 
     fn signal_group(&self, signal: i32) {

@@ -71,6 +71,32 @@ pub fn dirty_bytes() -> Option<u64> {
     kilobytes.checked_mul(1024)
 }
 
+/// The memory that a process has, bytes; `None` once it has ended.
+pub fn resident_bytes(pid: u32) -> Option<u64> {
+    let pages = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let pages: u64 = pages.split_whitespace().nth(1)?.parse().ok()?;
+    // SAFETY: sysconf has no memory arguments.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    Some(pages * u64::try_from(page).unwrap_or(4_096))
+}
+
+/// Bounds the memory that a child may ask for, address space in use for data alone, bytes. Its own children inherit that.
+///
+/// # Errors
+/// What the system says.
+pub fn limit_data(pid: u32, bytes_max: u64) -> std::io::Result<()> {
+    let limit = libc::rlimit {
+        rlim_cur: bytes_max,
+        rlim_max: bytes_max,
+    };
+    let pid = libc::pid_t::try_from(pid).unwrap_or(libc::pid_t::MAX);
+    // SAFETY: the call reads the structure given to it and writes nothing.
+    match unsafe { libc::prlimit(pid, libc::RLIMIT_DATA, &limit, std::ptr::null_mut()) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,6 +111,8 @@ mod tests {
         assert!(open > 2 && open <= max, "{usage:?}");
         assert!(usage.resident_bytes < usage.virtual_bytes, "{usage:?}");
         assert!(usage.threads >= Some(1) && usage.cpu.is_some(), "{usage:?}");
+        assert!(resident_bytes(std::process::id()) > Some(100_000));
+        assert_eq!(resident_bytes(u32::MAX), None);
     }
 
     #[test]
