@@ -622,6 +622,30 @@ fn what_the_web_server_would_refuse_is_refused() {
 }
 
 #[test]
+fn what_an_old_hydra_left_is_kept_until_it_is_set_anew() {
+    let desk = Desk::with_jobset();
+    desk.sql("insert into JobsetInputAlts (project, jobset, input, altnr, value) values ('p', 'j', 'src', 1, '/other')");
+    desk.line("jobset edit p:j --keepnr 4");
+    desk.refused(
+        &["input", "create", "p:j:x", "string", "y"],
+        &[
+            "`src` of p:j is of type `path with 2 values`",
+            "hydrad input edit p:j:src",
+        ],
+    );
+    desk.refused(
+        &["input", "edit", "p:j:src", "--value", "/new"],
+        &["no input type"],
+    );
+    assert_eq!(desk.ask("select count(*) from JobsetInputAlts")["count"], 2);
+    desk.line("input edit p:j:src --type path --value /new");
+    assert_eq!(
+        desk.ask("select value from JobsetInputAlts")["value"],
+        "/new"
+    );
+}
+
+#[test]
 fn concurrent_edits_of_one_jobset_all_count() {
     let desk = Desk::with_jobset();
     let edits = [

@@ -3,11 +3,12 @@
 //!
 //! Knows what to say and to ask beforehand. Does not know SQL or tables; see `db/schema.rs`.
 
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io::{self, Write};
 
 use postgres::error::SqlState;
 use postgres::Client;
 
+use super::ask::{ask, Answer};
 use super::password;
 use crate::db::schema::{self, NewVersion, UpgradePlan, VERSION_MAX};
 use crate::db::{users, DbError, DbTarget};
@@ -70,15 +71,10 @@ pub enum InitError {
 pub fn run(args: &InitArgs, target: &DbTarget, out: &mut dyn Write) -> Result<(), InitError> {
     let mut ask = |plan: &UpgradePlan| -> Result<(), InitError> {
         eprint!("{plan}");
-        if !io::stdin().is_terminal() {
-            return Err(InitError::NobodyToAsk);
-        }
-        eprint!("Is there a backup, and shall the tables be upgraded? [yes/no] ");
-        let mut answer = String::new();
-        io::stdin().lock().read_line(&mut answer)?;
-        match answer.trim() {
-            "yes" | "y" => Ok(()),
-            _ => Err(InitError::NotConfirmed),
+        match ask("Is there a backup, and shall the tables be upgraded?")? {
+            Answer::Yes => Ok(()),
+            Answer::No => Err(InitError::NotConfirmed),
+            Answer::NobodyThere => Err(InitError::NobodyToAsk),
         }
     };
     run_asking(args, target, out, &mut ask)

@@ -1,5 +1,6 @@
 //! The operators' commands.
 
+pub mod ask;
 pub mod build;
 pub mod cache;
 pub mod check;

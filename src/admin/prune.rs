@@ -1,15 +1,15 @@
 //! `hydrad prune`: takes away what has been of no use for long: logs of earlier attempts, the ledger of notifications, and, if
 //! asked to, steps of old builds.
 
-use std::io::{self, BufRead, IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{bail, Context as _, Result};
+use anyhow::{Context as _, Result};
 use indicatif::ProgressBar;
 use postgres::Client;
 use serde_json::{json, Value};
 
+use super::ask::confirm;
 use super::clear_failed::age;
 use super::connect::StateArgs;
 use super::simulate::progress;
@@ -133,7 +133,7 @@ pub fn run(args: &PruneArgs) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if !args.yes {
-        confirm()?;
+        confirm("Shall this go?", "nothing was removed")?;
     }
     let gone = old.remove(&mut client)?;
     if args.json {
@@ -157,20 +157,6 @@ fn find_logs(logs: &LogStore, before: UnixSecs) -> Result<Vec<OldLog>> {
         .with_context(|| format!("cannot read the logs in {}", logs.dir().display()));
     bar.finish_and_clear();
     found
-}
-
-fn confirm() -> Result<()> {
-    if !io::stdin().is_terminal() {
-        bail!("nothing was removed: there is no terminal to ask at; use --yes");
-    }
-    eprint!("Shall this go? [yes/no] ");
-    io::stderr().flush()?;
-    let mut answer = String::new();
-    io::stdin().lock().read_line(&mut answer)?;
-    match answer.trim() {
-        "yes" | "y" => Ok(()),
-        _ => bail!("nothing was removed: the answer was not `yes`"),
-    }
 }
 
 /// What is gone.

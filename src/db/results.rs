@@ -5,6 +5,8 @@ use postgres::{GenericClient, Row};
 use super::DbError;
 use crate::model::BuildStatus;
 
+const SELECT_EVALUATIONS: &str = include_str!("../../sql/results/select_evaluations.sql");
+
 /// An evaluation. Times are Unix seconds, or seconds.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Evaluation {
@@ -81,8 +83,9 @@ pub struct EvaluationInput {
 /// # Errors
 /// Of the database.
 pub fn evaluation(client: &mut impl GenericClient, id: i32) -> Result<Option<Evaluation>, DbError> {
-    let sql = include_str!("../../sql/results/select_evaluation.sql");
-    Ok(client.query_opt(sql, &[&id])?.as_ref().map(from_row))
+    let none: Option<&str> = None;
+    let rows = client.query(SELECT_EVALUATIONS, &[&id, &none, &none, &true, &1_i64])?;
+    Ok(rows.first().map(from_row))
 }
 
 /// The newest evaluations of a jobset, the newest first; `unchanged`: also those that are the same as the one before.
@@ -96,8 +99,11 @@ pub fn evaluations(
     unchanged: bool,
     count_max: i64,
 ) -> Result<Vec<Evaluation>, DbError> {
-    let sql = include_str!("../../sql/results/select_evaluations.sql");
-    let rows = client.query(sql, &[&project, &jobset, &unchanged, &count_max])?;
+    let id: Option<i32> = None;
+    let rows = client.query(
+        SELECT_EVALUATIONS,
+        &[&id, &project, &jobset, &unchanged, &count_max],
+    )?;
     Ok(rows.iter().map(from_row).collect())
 }
 

@@ -3,18 +3,19 @@
 //! A dry run is the same transaction without its commit, so it says exactly what would be written.
 
 use std::fmt;
-use std::io::{self, BufRead as _, IsTerminal as _};
 
-use anyhow::{anyhow, bail, Context as _, Result};
+use anyhow::{anyhow, Context as _, Result};
 use postgres::{Client, Transaction};
 use serde_json::{json, Value};
 
-use super::super::connect::StateArgs;
-use super::super::table;
+use crate::admin::connect::StateArgs;
+use crate::admin::{ask, table};
 use crate::config::declarative::{JobsetSpec, JOBSETS};
-use crate::config::fields::{changed, words, FieldChange};
+use crate::config::fields::{changed, words, FieldChange, Fields};
 use crate::config::hydra_conf;
-use crate::config::project::{check_jobset_name, check_project_name, ProjectSpec, SpecError};
+use crate::config::project::{
+    check_jobset_name, check_project_name, Project, ProjectSpec, SpecError,
+};
 use crate::config::settings::Settings;
 use crate::db::jobsets::{self, in_transaction, StoredJobset, StoredProject, Trigger};
 use crate::db::schema;
@@ -179,6 +180,23 @@ pub struct Change {
 }
 
 impl Change {
+    /// What makes of something, or of nothing, something else.
+    fn between(what: &'static str, name: String, before: Option<Fields>, after: &Fields) -> Change {
+        let is_new = before.is_none();
+        let fields = changed(&before.unwrap_or_default(), after);
+        Change {
+            kind: match (is_new, fields.is_empty()) {
+                (true, _) => Kind::Create,
+                (false, false) => Kind::Change,
+                (false, true) => Kind::Leave,
+            },
+            what,
+            name,
+            fields,
+            notes: Vec::new(),
+        }
+    }
+
     fn as_json(&self) -> Value {
         let fields: Vec<Value> = self.fields.iter().map(FieldChange::as_json).collect();
         json!({"change": self.kind.word(), "what": self.what, "name": self.name, "fields": fields, "notes": self.notes})
@@ -267,18 +285,9 @@ pub fn conclusion(dry_run: bool, changes: &[Change]) -> &'static str {
 /// # Errors
 /// When the answer is not yes, or nobody is there to be asked.
 pub fn confirm(yes: bool, question: &str) -> Result<()> {
-    if yes {
-        return Ok(());
-    }
-    if !io::stdin().is_terminal() {
-        bail!("nothing was changed: this asks first and there is no terminal; use --yes");
-    }
-    eprint!("{question} [yes/no] ");
-    let mut answer = String::new();
-    io::stdin().lock().read_line(&mut answer)?;
-    match answer.trim() {
-        "yes" | "y" => Ok(()),
-        _ => bail!("nothing was changed: it was not confirmed; answer `yes`, or use --yes"),
+    match yes {
+        true => Ok(()),
+        false => ask::confirm(question, "nothing was changed"),
     }
 }
 
@@ -434,24 +443,8 @@ pub fn change_project(
             "Dynamic RunCommand is not enabled by the server: <dynamicruncommand> in hydra.conf says so".to_owned(),
         );
     }
-    let fields = changed(
-        &before
-            .as_ref()
-            .map(|before| before.fields())
-            .unwrap_or_default(),
-        &after.fields(),
-    );
-    let mut change = Change {
-        kind: match (&before, fields.is_empty()) {
-            (None, _) => Kind::Create,
-            (_, false) => Kind::Change,
-            (_, true) => Kind::Leave,
-        },
-        what: "project",
-        name: name.to_owned(),
-        fields,
-        notes: Vec::new(),
-    };
+    let was = before.as_ref().map(Project::fields);
+    let mut change = Change::between("project", name.to_owned(), was, &after.fields());
     if change.kind == Kind::Leave {
         return Ok(change);
     }
@@ -464,8 +457,8 @@ pub fn change_project(
 fn project_notes(
     tx: &mut Transaction<'_>,
     name: &str,
-    before: Option<&crate::config::project::Project>,
-    after: &crate::config::project::Project,
+    before: Option<&Project>,
+    after: &Project,
 ) -> Result<Vec<String>, Trouble> {
     let was_declarative = before.is_some_and(|before| before.declarative.is_some());
     let mut notes = Vec::new();
@@ -525,6 +518,17 @@ pub fn change_jobset(
     let after = say(before.as_ref())?
         .over(before.as_ref().unwrap_or(&JobsetSpec::defaults()))
         .map_err(|reason| Trouble::Other(anyhow!("{name}: {reason}")))?;
+    let inputs_stay = before.as_ref().is_some_and(|b| b.inputs == after.inputs);
+    let mut odd = after.inputs.iter();
+    // As it is read where it has several values.
+    let odd = odd.find(|(_, input)| input.kind.contains(' '));
+    if let Some((input, is)) = odd.filter(|_| !inputs_stay) {
+        return refuse(format!(
+            "the input `{input}` of {name} is of type `{}`, which no version of Hydra evaluates any more; set it anew with \
+             `hydrad input edit {name}:{input} --type TYPE --value VALUE`, or delete it",
+            is.kind
+        ));
+    }
     let had_dynamic = before.as_ref().and_then(|b| b.enable_dynamic_run_command);
     if after.enable_dynamic_run_command == Some(true)
         && had_dynamic != Some(true)
@@ -534,21 +538,8 @@ pub fn change_jobset(
             "{name}: Dynamic RunCommand is not enabled by the server or the parent project."
         ));
     }
-    let fields = changed(
-        &before.as_ref().map(JobsetSpec::fields).unwrap_or_default(),
-        &after.fields(),
-    );
-    let mut change = Change {
-        kind: match (&before, fields.is_empty()) {
-            (None, _) => Kind::Create,
-            (_, false) => Kind::Change,
-            (_, true) => Kind::Leave,
-        },
-        what: "jobset",
-        name: name.to_string(),
-        fields,
-        notes: Vec::new(),
-    };
+    let was = before.as_ref().map(JobsetSpec::fields);
+    let mut change = Change::between("jobset", name.to_string(), was, &after.fields());
     if change.kind == Kind::Leave {
         return Ok(change);
     }
