@@ -7,6 +7,7 @@ use super::check::{folder_mark, CheckRow, Mark};
 use crate::config::settings::{Service, Settings};
 use crate::notify::plugins::{self, Plugin};
 use crate::notify::{self, http};
+use crate::web::client::host;
 
 const SECTION: &str = "notifier";
 
@@ -41,11 +42,11 @@ pub fn rows(settings: &Settings) -> Vec<CheckRow> {
 
 fn plugin_rows(settings: &Settings, plugin: &dyn Plugin, bad: Mark, rows: &mut Vec<CheckRow>) {
     let needs = plugin.needs();
-    let hosts: Vec<&str> = needs.addresses.iter().map(|url| http::host(url)).collect();
+    let hosts: Vec<&str> = needs.addresses.iter().map(|url| host(url)).collect();
     let before = rows.len();
     for url in &needs.addresses {
         if let Err(why) = http::is_usable(url) {
-            let host = http::host(url).to_owned();
+            let host = host(url).to_owned();
             rows.push(CheckRow::new(SECTION, plugin.target(), host, bad, why));
         }
     }

@@ -6,6 +6,7 @@
 pub mod declarative;
 pub mod fields;
 pub mod hydra_conf;
+pub mod inputs;
 pub mod machines;
 pub mod notify;
 pub mod pattern;

@@ -19,7 +19,7 @@ pub struct PluginError {
     pub what: String,
 }
 
-fn wrong(at: &Origin, what: impl Into<String>) -> PluginError {
+pub(super) fn wrong(at: &Origin, what: impl Into<String>) -> PluginError {
     PluginError {
         at: at.clone(),
         what: what.into(),
@@ -383,7 +383,7 @@ fn jobs(block: &Block) -> Result<Pattern, PluginError> {
     Pattern::new(text).map_err(|why| wrong(at, format!("`jobs = {text}`: {why}")))
 }
 
-fn tokens(root: &Block, name: &str) -> Option<Tokens> {
+pub(super) fn tokens(root: &Block, name: &str) -> Option<Tokens> {
     let mut blocks = root.blocks_named(name).peekable();
     blocks.peek()?;
     let tokens = blocks

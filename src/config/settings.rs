@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::hydra_conf::{self, Document, HydraConfError, Origin};
+use super::inputs::InputSettings;
 use super::notify::{self, PluginError};
 
 /// One of the programs that Hydra's backend consists of.
@@ -319,6 +320,18 @@ pub const DEFINITIONS: &[Definition] = &[
         "The heap that an evaluating process has from the beginning, in bytes or as 512M: more of it saves \
          time, since garbage is collected less often. The processes that evaluate jobs get it as \
          GC_INITIAL_HEAP_SIZE, no other. Not set: as Nix does."),
+    used("input_timeout", Kind::Seconds, "600",
+        "Each program that fetches an input of an evaluation (git, hg, ...), and all requests for one together, must \
+         have ended within this time; then its process group is ended. For git, `timeout` in <git-input> goes first."),
+    used("path_input_cache_validity_seconds", Kind::Seconds, "30",
+        "For how long an input of type `path` is not looked at again. A second word of its value goes first."),
+    used("eval_substituter", Kind::Text, "",
+        "The store from which builds are fetched (by `nix copy --from`) that inputs of type `build` and `sysbuild` name \
+         and the local store lacks, such as https://cache.example.org. Not set: they count as not there."),
+    used("github_endpoint", Kind::Text, "https://api.github.com",
+        "Where inputs of type `githubpulls` and `github_refs` ask, for a GitHub of your own."),
+    used("bitbucket_endpoint", Kind::Text, "https://api.bitbucket.org",
+        "Where inputs of type `bitbucketpulls` ask."),
     // Hydra's queue runner, not here.
     other("store_mode", Fatal("store_mode in hydra.conf is deprecated, please use store_uri")),
     other("binary_cache_dir", Deprecated("it has no effect; write store_uri = file://DIR")),
@@ -331,9 +344,6 @@ pub const DEFINITIONS: &[Definition] = &[
     other("max_concurrent_evals", NotYetUsed(Evaluator)),
     other("evaluator_max_heap_size", Deprecated(
         "it has no effect since 2020; evaluator_max_memory_size bounds the memory of an evaluating process")),
-    other("eval_substituter", NotYetUsed(Evaluator)),
-    other("path_input_cache_validity_seconds", NotYetUsed(Evaluator)),
-    other("github_endpoint", NotYetUsed(Evaluator)),
     // The notifier's.
     other("email_notification", UsedBy(Notify)),
     other("notification_sender", UsedBy(Notify)),
@@ -365,12 +375,12 @@ pub const DEFINITIONS: &[Definition] = &[
 
 /// Every block that Hydra knows.
 pub const BLOCKS: &[BlockDefinition] = &[
-    block("git-input", NotYetUsed(Evaluator)),
+    block("git-input", UsedBy(Evaluator)),
     block("statsd", Role::Used),
     block("hydra_notify", UsedBy(Notify)),
     block("github_authorization", UsedBy(Notify)),
     block("gitlab_authorization", UsedBy(Notify)),
-    block("bitbucket_authorization", NotYetUsed(Evaluator)),
+    block("bitbucket_authorization", UsedBy(Evaluator)),
     block("gitea_authorization", UsedBy(Notify)),
     block("bitbucket", UsedBy(Notify)),
     block("githubstatus", UsedBy(Notify)),
@@ -634,6 +644,7 @@ pub struct Settings {
     /// Where the evaluator and `send-stats` send metrics: `host` and `port` of the block `<statsd>`.
     pub statsd: Address,
     pub evaluator: EvaluatorSettings,
+    pub inputs: InputSettings,
     /// HYDRA_DATA.
     pub data_dir: PathBuf,
     pub data_dir_source: Source,
@@ -844,6 +855,16 @@ pub fn survey(
                 .optional("evaluator_initial_heap_size")
                 .map(|(size, _)| size),
         },
+        inputs: InputSettings::of(
+            &document,
+            values.seconds("input_timeout"),
+            values.seconds("path_input_cache_validity_seconds"),
+            values.optional("eval_substituter").map(|(uri, _)| uri),
+            [
+                values.text("github_endpoint"),
+                values.text("bitbucket_endpoint"),
+            ],
+        ),
         ignore_settings,
         services,
         data_dir,
@@ -859,6 +880,10 @@ pub fn survey(
     // Rows are asked for in the order of the struct; show them in that of the table.
     rows.sort_by_key(|row| DEFINITIONS.iter().position(|d| d.key == row.key));
     judge_the_rest(&document, &settings, &mut rows, &mut errors);
+    if settings.services.contains(&Evaluator) {
+        let wrong = settings.inputs.errors.iter().cloned();
+        errors.extend(wrong.map(ConfigError::Plugin));
+    }
     if settings.services.contains(&Notify) {
         let wrong = notify::plugins(&document).err().unwrap_or_default();
         errors.extend(wrong.into_iter().map(ConfigError::Plugin));

@@ -10,6 +10,8 @@ pub mod enqueue;
 pub mod error;
 pub mod facts;
 pub mod history;
+pub mod input_builds;
+pub mod input_cache;
 pub mod jobsets;
 pub mod known_output;
 pub mod ledger;

@@ -3,6 +3,7 @@
 //! | file | knows |
 //! |---|---|
 //! | `input` | the words of an input: as configured, and as fetched |
+//! | `inputs` | how each type of input is fetched into the store |
 //! | `job` | the words of a job: what is to be evaluated, and what came out |
 //! | `jobs` | evaluating the jobs of a source, in processes of the installed Nix |
 //! | `schedule` | when which jobset is evaluated: pure |
@@ -10,6 +11,7 @@
 //! It does not know tables (`db/`), nor who listens to what it announces.
 
 pub mod input;
+pub mod inputs;
 pub mod job;
 pub mod jobs;
 pub mod schedule;

@@ -17,6 +17,7 @@ use crate::base::lock::lock;
 use crate::base::text;
 use crate::config::settings::HostRate;
 use crate::sys::child::plain_error;
+use crate::web::client::{self, host, words};
 
 /// Of an answer so much is read.
 const ANSWER_BYTES_MAX: u64 = 64 << 10;
@@ -24,8 +25,6 @@ const ANSWER_BYTES_MAX: u64 = 64 << 10;
 const WORDS_MAX: usize = 300;
 /// Hosts whose wish for a pause is remembered.
 const HOSTS_MAX: usize = 1_024;
-const CONNECT_MAX: Duration = Duration::from_secs(30);
-const IDLE_CONNECTIONS_MAX: usize = 16;
 /// How long is slept at once for a turn.
 const TURN_LOOK: Duration = Duration::from_millis(200);
 /// Of what a host's rate allows so much may come at once, seconds.
@@ -92,22 +91,8 @@ pub struct Post<'a> {
 
 impl Default for Client {
     fn default() -> Client {
-        let config = Agent::config_builder()
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .user_agent(concat!("hydrad/", env!("CARGO_PKG_VERSION")))
-            .tls_config(
-                ureq::tls::TlsConfig::builder()
-                    .root_certs(ureq::tls::RootCerts::PlatformVerifier)
-                    .build(),
-            )
-            .timeout_connect(Some(CONNECT_MAX))
-            .max_idle_connections(IDLE_CONNECTIONS_MAX)
-            .max_idle_connections_per_host(IDLE_CONNECTIONS_MAX)
-            .build();
         Client {
-            agent: config.into(),
+            agent: client::agent(),
             paused: Mutex::default(),
             limits: Mutex::default(),
         }
@@ -324,28 +309,6 @@ pub fn is_usable(url: &str) -> Result<(), String> {
     }
 }
 
-/// The host and port of an address.
-pub fn host(url: &str) -> &str {
-    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or("");
-    authority
-        .rsplit_once('@')
-        .map_or(authority, |(_, host)| host)
-}
-
-/// What went wrong, without the address.
-fn words(error: &ureq::Error, time_max: Duration) -> String {
-    match error {
-        ureq::Error::Timeout(_) => format!("no answer within {} s", time_max.as_secs()),
-        ureq::Error::Io(error) => match error.get_ref().and_then(|inner| inner.downcast_ref()) {
-            Some(inner @ ureq::Error::Timeout(_)) => words(inner, time_max),
-            _ => plain_error(error),
-        },
-        ureq::Error::BadUri(_) => "the address cannot be used".to_owned(),
-        error => text::presentable(error.to_string().as_bytes(), WORDS_MAX),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -374,9 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_and_dates() {
-        assert_eq!(host("https://u:p@h:1/x?y"), "h:1");
-        assert_eq!(host("http://h?token=1"), "h");
+    fn dates_and_addresses() {
         assert_eq!(httpdate("Sun, 06 Nov 1994 08:49:37 GMT"), Some(784_111_777));
         assert_eq!(
             httpdate("Thu, 29 Feb 2024 00:00:00 GMT"),

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::io::{self, Read};
+use std::io::{self, BufWriter, Read, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -18,9 +18,12 @@ use crossbeam_channel::{bounded, Receiver, Sender};
 use super::closure::Closure;
 use crate::base::lock::lock;
 use crate::model::UnixSecs;
+use crate::nix::hash::{nix32_encode, HashingWriter};
+use crate::nix::nar;
 use crate::nix::products::{self, MemberScan};
 use crate::nix::realisation::{OutputId, Realisation};
-use crate::nix::{Derivation, StoreDir, ValidPathInfo};
+use crate::nix::store_path::source_path;
+use crate::nix::{Derivation, Error as NixError, StoreDir, ValidPathInfo};
 use crate::sys::access::may_write;
 use crate::sys::child::{self, plain_error, PipedChild};
 use crate::sys::heartbeat;
@@ -37,6 +40,8 @@ const DAEMON_AGE_MAX: Duration = Duration::from_secs(600);
 const ANSWER_MAX: Duration = Duration::from_secs(600);
 /// Path infos in each of the two generations of the cache.
 const CACHE_GENERATION: usize = 50_000;
+/// Of a tree that becomes a source so much is handed over at once.
+const DUMP_CHUNK_BYTES: usize = 64 << 10;
 /// A derivation file at most, bytes.
 const DRV_BYTES_MAX: u64 = 64 << 20;
 
@@ -233,6 +238,75 @@ impl LocalStore {
         self.ask("adding a derivation", |client| {
             client.add_text_to_store(name, &text, &references)
         })
+    }
+
+    /// Keeps the collector from a path as long as this conversation lasts, one that is collecting included; whether it is
+    /// valid. For longer it needs a root.
+    ///
+    /// # Errors
+    /// As [`LocalStore::valid_paths`].
+    pub fn hold(&self, path: &str) -> Result<bool, String> {
+        self.ask("holding a path", |client| {
+            client.add_temp_root(path)?;
+            client.is_valid_path(path)
+        })
+    }
+
+    /// Puts a file or folder there as a source: its path comes from its contents and the name. `root` is called with the path
+    /// before it becomes valid. What is there already is not sent again.
+    ///
+    /// # Errors
+    /// A message; also when the tree changes meanwhile, or holds something that a store cannot.
+    pub fn add_source(
+        &self,
+        tree: &Path,
+        name: &str,
+        root: impl FnOnce(&str) -> io::Result<()>,
+    ) -> Result<ValidPathInfo, String> {
+        let failed = |error: &dyn std::fmt::Display| {
+            format!("cannot put {} into the store: {error}", tree.display())
+        };
+        crate::nix::store_path::check_name(name).map_err(|error| failed(&error))?;
+        let mut nar = HashingWriter::new(io::sink());
+        nar::dump_path(tree, &mut nar).map_err(|error| failed(&error))?;
+        let (_, nar_hash, nar_size) = nar.finish();
+        let info = ValidPathInfo {
+            path: source_path(&self.dir, name, &nar_hash, &[]),
+            nar_hash,
+            nar_size,
+            ca: Some(format!("fixed:r:sha256:{}", nix32_encode(&nar_hash))),
+            ..ValidPathInfo::default()
+        };
+        root(&info.path).map_err(|error| {
+            format!(
+                "cannot make a GC root for {}: {}",
+                info.path,
+                plain_error(&error)
+            )
+        })?;
+        if self.hold(&info.path)? {
+            return Ok(info);
+        }
+        let (mut reader, writer) = UnixStream::pair().map_err(|error| failed(&error))?;
+        let imported = std::thread::scope(|scope| {
+            let dumping = std::thread::Builder::new()
+                .name("dump".to_owned())
+                .spawn_scoped(scope, move || dump_into(tree, writer))
+                .map_err(|error| failed(&error))?;
+            let imported = self.import(&info, &mut reader);
+            // Whoever still writes is told that nobody reads.
+            drop(reader);
+            let dumped = dumping.join().expect("BUG: dumping a tree panicked");
+            match (imported, dumped) {
+                (Ok(()), _) => Ok(()),
+                (Err(ImportError::Store(message)), _) => Err(message),
+                (Err(ImportError::Source(_)), Err(error)) => Err(failed(&error)),
+                (Err(ImportError::Source(error)), Ok(())) => {
+                    Err(failed(&format!("it changed meanwhile ({error})")))
+                }
+            }
+        });
+        imported.map(|()| info)
     }
 
     /// When a valid path was registered.
@@ -519,6 +593,13 @@ impl LocalStore {
         };
         drop(stale);
     }
+}
+
+fn dump_into(tree: &Path, pipe: UnixStream) -> Result<(), NixError> {
+    let mut pipe = BufWriter::with_capacity(DUMP_CHUNK_BYTES, pipe);
+    nar::dump_path(tree, &mut pipe)?;
+    pipe.flush()
+        .map_err(|error| NixError::file("send", tree, error))
 }
 
 /// A message, and what the daemon said beside it.

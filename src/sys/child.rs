@@ -99,6 +99,15 @@ fn spawn_mortal(command: &mut Command) -> io::Result<PipedChild> {
         command.env_remove(ours);
     }
     command.stderr(Stdio::piped()).process_group(0);
+    let child = ends_with_thread(command).spawn()?;
+    Ok(PipedChild {
+        child,
+        status: None,
+    })
+}
+
+/// Lets the kernel end a program when the thread that starts it ends, however that ends: for what nobody needs then.
+pub fn ends_with_thread(command: &mut Command) -> &mut Command {
     // SAFETY: prctl is one system call on plain numbers, allowed between fork and exec.
     unsafe {
         command.pre_exec(
@@ -106,13 +115,8 @@ fn spawn_mortal(command: &mut Command) -> io::Result<PipedChild> {
                 0 => Ok(()),
                 _ => Err(io::Error::last_os_error()),
             },
-        );
+        )
     }
-    let child = command.spawn()?;
-    Ok(PipedChild {
-        child,
-        status: None,
-    })
 }
 
 /// How a program ended that was given its input at once.
@@ -257,7 +261,7 @@ fn run_watched(
         status = child.wait_until(until.min(Instant::now() + LOOK_EVERY));
     }
     let late = status.is_none();
-    Ok((status.or_else(|| child.end(Duration::ZERO)), late))
+    Ok((status.or_else(|| child.end_group()), late))
 }
 
 /// A file without a name, in memory.
@@ -298,6 +302,32 @@ impl PipedChild {
             self.signal_group(libc::SIGKILL);
         }
         self.wait_until(Instant::now() + END_STEP)
+    }
+
+    /// Ends its whole group: SIGTERM, a while for the child, then SIGKILL for whoever is left, also if the child itself went
+    /// at once. It is waited for only then, so that the group's number cannot have become somebody else's.
+    fn end_group(&mut self) -> Option<ExitStatus> {
+        self.signal_group(libc::SIGTERM);
+        let until = Instant::now() + END_STEP;
+        while !self.has_ended() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let status = self.kill();
+        if status.is_none() {
+            log::warn!("process {} does not end, not even by SIGKILL", self.pid());
+        }
+        status
+    }
+
+    /// Whether it has ended; it stays to be waited for.
+    fn has_ended(&self) -> bool {
+        // SAFETY: siginfo_t is plain data; waitid writes into it and nothing else.
+        unsafe {
+            let mut info: libc::siginfo_t = std::mem::zeroed();
+            let how = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+            let result = libc::waitid(libc::P_PID, self.pid(), &raw mut info, how);
+            result != 0 || info.si_pid() != 0
+        }
     }
 
     fn signal_group(&self, signal: i32) {

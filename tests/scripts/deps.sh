@@ -23,6 +23,10 @@ have_psycopg2() { /usr/bin/python3 -c 'import psycopg2'; }
 want build-essential "a C compiler (gcc)" have gcc
 want make "make" have make
 want git "git" have git
+want mercurial "Mercurial (hg)" have hg
+want subversion "Subversion (svn, svnadmin)" have svnadmin
+want brz "Breezy (brz), for Bazaar" have brz
+want darcs "darcs" have darcs
 want postgresql "PostgreSQL's server programs (initdb, postgres)" have_postgres
 want nix-bin "Nix (nix-store, nix-daemon)" have nix-store
 want openssh-server "sshd" have sshd
