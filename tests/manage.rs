@@ -319,6 +319,7 @@ fn a_jobset_is_what_the_web_server_would_have_written() {
     for version in [87, 82] {
         let desk = Desk::new();
         desk.db.at_version(version);
+        desk.sql("drop schema hydrad cascade");
         desk.line("project create p --owner alice");
         let listener = desk.listen();
         desk.good(&[

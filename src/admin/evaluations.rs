@@ -10,7 +10,7 @@ use serde_json::{json, Value};
 
 use super::build::keep_derivations;
 use super::comparison::{compare, Comparison, Pair};
-use super::manage::change::{connect, now, JobsetName, ReadArgs, WriteArgs};
+use super::manage::change::{connect, find_jobset, now, transact, JobsetName, ReadArgs, WriteArgs};
 use super::manage::jobset::ago;
 use super::table;
 use crate::base::text::clip;
@@ -191,9 +191,7 @@ fn list(args: &ListArgs) -> Result<ExitCode> {
         args.last,
     )?;
     if found.is_empty() {
-        super::manage::change::transact(&mut client, false, |tx| {
-            super::manage::change::find_jobset(tx, name).map(drop)
-        })?;
+        transact(&mut client, false, |tx| find_jobset(tx, name))?;
     }
     if args.read.json {
         let list: Vec<Value> = found.iter().map(evaluation_json).collect();

@@ -19,7 +19,7 @@ pub const NAME_BYTES_MAX: usize = 255;
 /// The longest text of any other kind.
 pub const TEXT_BYTES_MAX: usize = 65_536;
 
-/// The types of inputs that can be fetched.
+/// The types of inputs that can be fetched (`eval/inputs`), in the order of the manual.
 pub const INPUT_KINDS: [&str; 20] = [
     "string",
     "boolean",

@@ -32,18 +32,25 @@ pub enum InputAction {
     Show(ShowArgs),
 }
 
-const TYPES: &str = "Types and their values:
-  git               URI [BRANCH [DEEPCLONE]], as 'https://example.org/x.git main'
-  hg                URI [BRANCH]
-  svn, svn-checkout URI [REVISION]
-  bzr, bzr-checkout, darcs   URI
-  path              an absolute path, or a URL
-  string            any text          boolean  true or false          nix  a Nix expression
-  build, sysbuild   [[PROJECT:]JOBSET:]JOB, or the number of a build
-  eval              an evaluation: its number, PROJECT:JOBSET or PROJECT:JOBSET:JOB
-  githubpulls       OWNER REPO        github_refs  OWNER REPO heads|tags - PREFIX
-  gitlabpulls       BASEURL PROJECTID         bitbucketpulls  OWNER REPO
-  giteapulls, gitea_refs      as for GitHub, with the server
+const TYPES: &str = "Types and their values (section 23 of the manual says more):
+  git                URI [BRANCH] [DEEP] [KEY=VALUE...], as 'https://example.org/x.git main'
+  hg                 URI [REVISION]
+  svn, svn-checkout  URI [REVISION]
+  bzr, bzr-checkout  URI
+  darcs              URI
+  path               PATH [SECONDS] or URL [SECONDS]
+  string             any text
+  boolean            true or false
+  nix                a Nix expression
+  build              the number of a build, or [[PROJECT:]JOBSET:]JOB
+  sysbuild           [[PROJECT:]JOBSET:]JOB
+  eval               the number of an evaluation, PROJECT:JOBSET or PROJECT:JOBSET:JOB
+  githubpulls        OWNER REPOSITORY
+  github_refs        OWNER REPOSITORY heads|tags - PREFIX
+  gitlabpulls        BASE-URL PROJECT-ID
+  bitbucketpulls     OWNER REPOSITORY
+  giteapulls         BASE-URL OWNER REPOSITORY
+  gitea_refs         BASE-URL OWNER REPOSITORY heads|tags - PREFIX
 
 Examples:
   hydrad input create tools:trunk:nixpkgs git 'https://github.com/NixOS/nixpkgs nixos-unstable'

@@ -47,28 +47,7 @@ use crate::store::roots::GcRoots;
 use task::{Task, Trouble};
 
 /// Every type there is, in the order of the manual.
-pub const KINDS: &[&str] = &[
-    "string",
-    "boolean",
-    "nix",
-    "build",
-    "sysbuild",
-    "eval",
-    "git",
-    "hg",
-    "svn",
-    "svn-checkout",
-    "bzr",
-    "bzr-checkout",
-    "darcs",
-    "path",
-    "githubpulls",
-    "github_refs",
-    "gitlabpulls",
-    "bitbucketpulls",
-    "giteapulls",
-    "gitea_refs",
-];
+pub use crate::config::project::INPUT_KINDS as KINDS;
 
 /// Why an input could not be fetched. Its text is what people read on the jobset's page.
 #[derive(Debug, thiserror::Error)]
