@@ -68,7 +68,7 @@ units := hydrad.service hydrad-queue-runner.service hydrad-notify.service hydrad
 	hydrad-send-stats.service
 sharedir := $(PREFIX)/share/hydrad
 links := hydra-queue-runner hydra-notify hydra-init hydra-update-gc-roots hydra-create-user \
-	hydra-send-stats
+	hydra-send-stats hydra-eval-jobset
 rendered := target/install
 
 # Fill the placeholders of everything under conf/ into $(rendered).

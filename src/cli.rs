@@ -37,6 +37,8 @@ pub enum Command {
     #[command(version)]
     Notify(NotifyArgs),
     #[command(version)]
+    EvalJobset(admin::eval_jobset::EvalJobsetArgs),
+    #[command(version)]
     Init(InitCommand),
     Check(CheckCommand),
     Enqueue(admin::enqueue::EnqueueArgs),
@@ -193,6 +195,7 @@ pub fn arguments(args: impl IntoIterator<Item = std::ffi::OsString>) -> Vec<std:
         Some("hydra-create-user") => "create-user",
         Some("hydra-send-stats") => "send-stats",
         Some("hydra-eval-jobs") => "eval-jobs",
+        Some("hydra-eval-jobset") => "eval-jobset",
         _ => return args,
     };
     args.insert(1, service.into());

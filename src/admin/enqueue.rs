@@ -12,7 +12,8 @@ use serde_json::{json, Value};
 use super::connect::{environment, StateArgs};
 use super::table;
 use crate::db::connect::DbTarget;
-use crate::db::enqueue::{self, NewBuild};
+use crate::db::enqueue::{self, Queueing};
+use crate::db::evaluations::NewBuild;
 use crate::db::listen::Listener;
 use crate::db::schema;
 use crate::model::BuildStatus;
@@ -85,8 +86,8 @@ pub fn run(args: &EnqueueArgs) -> Result<ExitCode> {
     schema::check_schema(&mut client)?.serve()?;
     let builds = jobs(args, &settings.nix_daemon_program)?;
     let roots = super::gc_roots::open(&settings)?;
-    for build in &builds {
-        super::gc_roots::keep(&roots, &build.drv)?;
+    for queued in &builds {
+        super::gc_roots::keep(&roots, &queued.build.drv_path)?;
     }
     // Listening begins before the builds are there: no end of one is missed.
     let listener = if args.wait {
@@ -116,12 +117,14 @@ fn is_name(name: &str) -> bool {
             .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
 }
 
-fn report_queued(args: &EnqueueArgs, builds: &[NewBuild], queued: &enqueue::Queued) {
+fn report_queued(args: &EnqueueArgs, builds: &[Queueing], queued: &enqueue::Queued) {
     if args.json {
         let list: Vec<Value> = builds
             .iter()
             .zip(&queued.builds)
-            .map(|(build, id)| json!({"id": id, "job": build.job, "drv": build.drv}))
+            .map(|(queued, id)| {
+                json!({"id": id, "job": queued.build.job, "drv": queued.build.drv_path})
+            })
             .collect();
         println!(
             "{}",
@@ -129,13 +132,14 @@ fn report_queued(args: &EnqueueArgs, builds: &[NewBuild], queued: &enqueue::Queu
         );
         return;
     }
-    for (build, id) in builds.iter().zip(&queued.builds) {
-        println!("build {id}  {}:{}:{}", args.project, args.jobset, build.job);
+    for (queued, id) in builds.iter().zip(&queued.builds) {
+        let job = &queued.build.job;
+        println!("build {id}  {}:{}:{job}", args.project, args.jobset);
     }
 }
 
 /// What is to be queued.
-fn jobs(args: &EnqueueArgs, daemon_program: &str) -> Result<Vec<NewBuild>> {
+fn jobs(args: &EnqueueArgs, daemon_program: &str) -> Result<Vec<Queueing>> {
     let is_drv = |file: &PathBuf| file.extension().is_some_and(|end| end == "drv");
     if args.files.iter().all(is_drv) {
         ensure!(
@@ -152,7 +156,7 @@ fn jobs(args: &EnqueueArgs, daemon_program: &str) -> Result<Vec<NewBuild>> {
     from_nix(args, file)
 }
 
-fn from_drv(args: &EnqueueArgs, store: &StoreDir, file: &PathBuf) -> Result<NewBuild> {
+fn from_drv(args: &EnqueueArgs, store: &StoreDir, file: &PathBuf) -> Result<Queueing> {
     // Also by a link to it, as `nix-instantiate --add-root` makes, or from within the store.
     let path =
         std::fs::canonicalize(file).with_context(|| format!("cannot read {}", file.display()))?;
@@ -179,7 +183,7 @@ fn from_drv(args: &EnqueueArgs, store: &StoreDir, file: &PathBuf) -> Result<NewB
         .split_once('-')
         .map_or(base, |(_, name)| name)
         .to_owned();
-    Ok(NewBuild {
+    let build = NewBuild {
         job: name
             .chars()
             .map(|c| {
@@ -197,19 +201,21 @@ fn from_drv(args: &EnqueueArgs, store: &StoreDir, file: &PathBuf) -> Result<NewB
             .into_iter()
             .map(|(name, output)| (name, output.path))
             .collect(),
-        description: None,
-        homepage: None,
         max_silent: args.max_silent,
         timeout: args.timeout,
         priority: args.priority,
         is_channel: false,
+        drv_path: path,
+        ..NewBuild::default()
+    };
+    Ok(Queueing {
+        build,
         constituents: Vec::new(),
-        drv: path,
     })
 }
 
 /// Evaluates a Nix file and takes its derivations as jobs.
-fn from_nix(args: &EnqueueArgs, file: &PathBuf) -> Result<Vec<NewBuild>> {
+fn from_nix(args: &EnqueueArgs, file: &PathBuf) -> Result<Vec<Queueing>> {
     let file =
         std::fs::canonicalize(file).with_context(|| format!("cannot read {}", file.display()))?;
     let attrs = args
@@ -276,7 +282,7 @@ fn from_nix(args: &EnqueueArgs, file: &PathBuf) -> Result<Vec<NewBuild>> {
     list.iter().map(|job| from_json(args, job)).collect()
 }
 
-fn from_json(args: &EnqueueArgs, job: &Value) -> Result<NewBuild> {
+fn from_json(args: &EnqueueArgs, job: &Value) -> Result<Queueing> {
     let text = |key: &str| -> Result<String> {
         Ok(job[key]
             .as_str()
@@ -309,14 +315,14 @@ fn from_json(args: &EnqueueArgs, job: &Value) -> Result<NewBuild> {
                 })
                 .collect()
         });
-    Ok(NewBuild {
+    let build = NewBuild {
         job: if name.is_empty() {
             text("nixName")?
         } else {
             name
         },
         nix_name: text("nixName")?,
-        drv: text("drv")?,
+        drv_path: text("drv")?,
         system: text("system")?,
         outputs,
         description: job["description"].as_str().map(str::to_owned),
@@ -325,6 +331,10 @@ fn from_json(args: &EnqueueArgs, job: &Value) -> Result<NewBuild> {
         timeout: number("timeout", args.timeout),
         priority: number("priority", args.priority),
         is_channel: job["isChannel"].as_bool().unwrap_or(false),
+        ..NewBuild::default()
+    };
+    Ok(Queueing {
+        build,
         constituents,
     })
 }

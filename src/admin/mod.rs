@@ -11,6 +11,7 @@ pub mod connect;
 pub mod create_user;
 pub mod enqueue;
 pub mod eval_jobs;
+pub mod eval_jobset;
 pub mod evaluations;
 pub mod explain;
 pub mod forecast;

@@ -645,6 +645,8 @@ pub struct Settings {
     pub statsd: Address,
     pub evaluator: EvaluatorSettings,
     pub inputs: InputSettings,
+    /// Whether the block `<dynamicruncommand>` has `enable`.
+    pub dynamic_run_command: bool,
     /// HYDRA_DATA.
     pub data_dir: PathBuf,
     pub data_dir_source: Source,
@@ -865,6 +867,7 @@ pub fn survey(
                 values.text("bitbucket_endpoint"),
             ],
         ),
+        dynamic_run_command: values.block_says("dynamicruncommand", "enable"),
         ignore_settings,
         services,
         data_dir,
@@ -1204,6 +1207,12 @@ impl Values<'_> {
         let blocks = self.document.root.blocks.iter();
         let named = blocks.rev().filter(|block| block.name == name);
         named.filter_map(|block| block.get(key)).next()
+    }
+
+    /// Whether a block has this key with a value that is true to Perl.
+    fn block_says(&self, block: &str, key: &str) -> bool {
+        self.in_block(block, key)
+            .is_some_and(|a| !matches!(a.text.as_str(), "" | "0"))
     }
 
     fn statsd(&mut self) -> Address {

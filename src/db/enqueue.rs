@@ -1,27 +1,16 @@
 //! Queueing builds by hand: the rows and notifications that an evaluation would make.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use postgres::Client;
 
+use super::evaluations::{self, NewBuild, Notice};
 use super::DbError;
-use crate::sys::clock::unix_now;
 
-/// A build to be queued.
+/// A build to be queued, with its members if it is an aggregate.
 #[derive(Clone, PartialEq, Debug)]
-pub struct NewBuild {
-    pub job: String,
-    pub nix_name: String,
-    pub drv: String,
-    pub system: String,
-    pub outputs: BTreeMap<String, Option<String>>,
-    pub description: Option<String>,
-    pub homepage: Option<String>,
-    /// Seconds; 0 is no limit.
-    pub max_silent: i32,
-    pub timeout: i32,
-    pub priority: i32,
-    pub is_channel: bool,
+pub struct Queueing {
+    pub build: NewBuild,
     pub constituents: Vec<Constituent>,
 }
 
@@ -48,9 +37,9 @@ pub fn insert(
     client: &mut Client,
     project: &str,
     jobset: &str,
-    builds: &[NewBuild],
+    builds: &[Queueing],
 ) -> Result<Queued, DbError> {
-    let now = i32::try_from(unix_now()).unwrap_or(i32::MAX);
+    let now = evaluations::now();
     let mut tx = client.transaction()?;
     tx.execute(include_str!("../../sql/admin/ensure_user.sql"), &[])?;
     tx.execute(
@@ -74,42 +63,20 @@ pub fn insert(
             &[&jobset_id, &now, &count],
         )?
         .get(0);
-    let insert_build = tx.prepare(include_str!("../../sql/admin/insert_build.sql"))?;
-    let insert_output = tx.prepare(include_str!("../../sql/admin/insert_build_output.sql"))?;
-    let insert_member = tx.prepare(include_str!("../../sql/admin/insert_evaluation_member.sql"))?;
-    let notify = tx.prepare("select pg_notify($1, $2)")?;
-    let mut ids = Vec::with_capacity(builds.len());
-    for build in builds {
-        let id: i32 = tx
-            .query_one(
-                &insert_build,
-                &[
-                    &now,
-                    &jobset_id,
-                    &build.job,
-                    &build.nix_name,
-                    &build.description,
-                    &build.drv,
-                    &build.system,
-                    &build.homepage,
-                    &build.max_silent,
-                    &build.timeout,
-                    &i32::from(build.is_channel),
-                    &build.priority,
-                ],
-            )?
-            .get(0);
-        for (name, path) in &build.outputs {
-            tx.execute(&insert_output, &[&id, name, path])?;
-        }
-        tx.execute(&insert_member, &[&evaluation, &id])?;
-        tx.execute(&notify, &[&"build_queued", &id.to_string()])?;
-        ids.push(id);
-    }
-    insert_constituents(&mut tx, builds, &ids)?;
-    if let Some(lowest) = ids.iter().min() {
-        tx.execute(&notify, &[&"builds_added", &lowest.to_string()])?;
-    }
+    let rows: Vec<NewBuild> = builds.iter().map(|queued| queued.build.clone()).collect();
+    let ids = evaluations::insert_builds(&mut tx, jobset_id, now, &rows, |_| {})?;
+    let members = ids.iter().map(|id| (*id, true)).collect();
+    evaluations::insert_members(&mut tx, evaluation, &members)?;
+    evaluations::insert_constituents(&mut tx, &constituents(builds, &ids))?;
+    let notices: Vec<Notice> = ids
+        .iter()
+        .map(|id| ("build_queued", id.to_string()))
+        .chain(
+            ids.first()
+                .map(|lowest| ("builds_added", lowest.to_string())),
+        )
+        .collect();
+    evaluations::notify(&mut tx, &notices)?;
     tx.commit()?;
     Ok(Queued {
         evaluation,
@@ -117,42 +84,32 @@ pub fn insert(
     })
 }
 
-fn insert_constituents(
-    tx: &mut postgres::Transaction<'_>,
-    builds: &[NewBuild],
-    ids: &[i32],
-) -> Result<(), DbError> {
-    let by_job: HashMap<&str, i32> = builds
-        .iter()
-        .zip(ids)
-        .map(|(build, id)| (build.job.as_str(), *id))
+/// The members of aggregates: aggregate and constituent.
+fn constituents(builds: &[Queueing], ids: &[i32]) -> Vec<(i32, i32)> {
+    let with_id = || builds.iter().zip(ids);
+    let by_job: HashMap<&str, i32> = with_id()
+        .map(|(queued, id)| (queued.build.job.as_str(), *id))
         .collect();
-    let by_drv: HashMap<&str, i32> = builds
-        .iter()
-        .zip(ids)
-        .map(|(build, id)| (build.drv.as_str(), *id))
+    let by_drv: HashMap<&str, i32> = with_id()
+        .map(|(queued, id)| (queued.build.drv_path.as_str(), *id))
         .collect();
-    for (build, id) in builds.iter().zip(ids) {
-        for constituent in &build.constituents {
+    let mut pairs = Vec::new();
+    for (queued, id) in with_id() {
+        for constituent in &queued.constituents {
             let member = match constituent {
                 Constituent::Job(job) => by_job.get(job.as_str()),
                 Constituent::Drv(drv) => by_drv.get(drv.as_str()),
             };
             match member {
-                Some(member) => {
-                    tx.execute(
-                        include_str!("../../sql/admin/insert_constituent.sql"),
-                        &[id, member],
-                    )?;
-                }
+                Some(member) => pairs.push((*id, *member)),
                 None => log::warn!(
                     "aggregate {}: its member {constituent:?} is not among the jobs",
-                    build.job
+                    queued.build.job
                 ),
             }
         }
     }
-    Ok(())
+    pairs
 }
 
 /// How a build stands.

@@ -61,6 +61,9 @@ pub enum DbError {
         service: &'static str,
         reason: String,
     },
+    /// Somebody else does the same work right now.
+    #[error("{0}")]
+    Busy(String),
     /// A proxy gives each transaction another session: locks and LISTEN cannot work.
     #[error(
         "{target} is reached through a proxy that shares sessions between clients ({evidence}); \

@@ -220,7 +220,8 @@ pub fn read_only(client: &mut Client) -> Result<(), DbError> {
     Ok(client.batch_execute(READ_ONLY)?)
 }
 
-fn session(row: &postgres::Row) -> Session {
+/// A session, from the rows of find_lock_holders and find_named_sessions.
+pub(super) fn session(row: &postgres::Row) -> Session {
     Session {
         pid: row.get(0),
         application_name: row.get(1),

@@ -8,6 +8,7 @@ pub mod declarative;
 pub mod embedded;
 pub mod enqueue;
 pub mod error;
+pub mod evaluations;
 pub mod facts;
 pub mod history;
 pub mod input_builds;

@@ -19,7 +19,7 @@ pub const VERSION_MIN: i32 = 82;
 /// The newest version of Hydra's tables that is known.
 pub const VERSION_MAX: i32 = 87;
 /// Version of our own tables.
-pub const HYDRAD_VERSION: i32 = 4;
+pub const HYDRAD_VERSION: i32 = 5;
 
 const HYDRA_87: &str = include_str!("../../sql/schema/hydra-87.sql");
 const HYDRA_85_FROM_87: &str = include_str!("../../sql/schema/hydra-85-from-87.sql");
@@ -29,6 +29,7 @@ const HYDRAD_STEPS: &[(i32, &str)] = &[
     (2, include_str!("../../sql/schema/hydrad-2.sql")),
     (3, include_str!("../../sql/schema/hydrad-3.sql")),
     (4, include_str!("../../sql/schema/hydrad-4.sql")),
+    (5, include_str!("../../sql/schema/hydrad-5.sql")),
 ];
 const FIND_COLUMNS: &str = include_str!("../../sql/schema/find_columns.sql");
 const SHOW_VERSION: &str = include_str!("../../sql/schema/show_version.sql");
@@ -218,6 +219,8 @@ pub struct Features {
     pub nullable_output_paths: bool,
     /// `BuildSteps.drvPath` may not be null (86).
     pub drv_path_required: bool,
+    /// `JobsetEvalInputs.shortRevLength` exists (85).
+    pub short_rev_length: bool,
     /// `BuildSteps.resolvedDrvPath` exists, so status 13 can be written (87).
     pub resolved_drv_path: bool,
 }
@@ -304,7 +307,8 @@ fn older(version: i32) -> String {
 
 /// Looks at the tables. Writes nothing.
 pub fn check_schema(client: &mut Client) -> Result<Schema, DbError> {
-    let columns = columns(client, COLUMNS_USED.iter().map(|(table, _)| *table))?;
+    let tables = COLUMNS_USED.iter().map(|(table, _)| *table);
+    let columns = columns(client, tables.chain(["jobsetevalinputs"]))?;
     let hydrad = hydrad_state(client)?;
     let mut missing = Vec::new();
     for (table, names) in COLUMNS_USED {
@@ -326,6 +330,8 @@ pub fn check_schema(client: &mut Client) -> Result<Schema, DbError> {
             && !not_null("buildoutputs", "path")
             && !not_null("buildstepoutputs", "path"),
         drv_path_required: not_null("buildsteps", "drvpath"),
+        short_rev_length: columns
+            .contains_key(&("jobsetevalinputs".to_owned(), "shortrevlength".to_owned())),
         resolved_drv_path: columns
             .contains_key(&("buildsteps".to_owned(), "resolveddrvpath".to_owned())),
     };

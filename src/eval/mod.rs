@@ -6,6 +6,7 @@
 //! | `inputs` | how each type of input is fetched into the store |
 //! | `job` | the words of a job: what is to be evaluated, and what came out |
 //! | `jobs` | evaluating the jobs of a source, in processes of the installed Nix |
+//! | `jobset` | one evaluation, from its inputs to its rows |
 //! | `schedule` | when which jobset is evaluated: pure |
 //!
 //! It does not know tables (`db/`), nor who listens to what it announces.
@@ -14,4 +15,5 @@ pub mod input;
 pub mod inputs;
 pub mod job;
 pub mod jobs;
+pub mod jobset;
 pub mod schedule;

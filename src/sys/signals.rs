@@ -73,3 +73,10 @@ pub fn shared(
     })?;
     Ok(receiver)
 }
+
+/// Ends the process as SIGTERM does where nobody handles it, so that who waits for it sees that.
+pub fn end_by_sigterm() -> ! {
+    // It fails for signals that are none, and returns for those that end nothing.
+    let _ = signal_hook::low_level::emulate_default_handler(SIGTERM);
+    std::process::abort()
+}

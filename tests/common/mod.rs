@@ -46,7 +46,7 @@ pub use listener::{Event, Listener};
 pub use mail::{MailServer, MailTls, Rogue, Roguery};
 pub use nix::{NixDaemon, NixStore, SecondStore};
 pub use pg::{Db, Pg};
-pub use process::{eventually, has_program, output_of, patience, wait_gone, Running};
+pub use process::{children_of, eventually, has_program, output_of, patience, wait_gone, Running};
 pub use recorder::{Answer, Recorder, Told};
 pub use s3::{S3Auth, S3Server, S3User};
 pub use said::{said, Said};

@@ -46,9 +46,12 @@ scalar = v: if builtins.isString v then plain v else if builtins.isInt v || buil
 meta = { description = text; homepage = text; license = texts "shortName"; maintainers = texts "email"; schedulingPriority = scalar;
   timeout = scalar; maxSilent = scalar; isHydraChannel = scalar; isChannel = scalar; };
 
-output = v: name: if v ? ${name} && v.${name} ? outPath then [ { inherit name; value = plain "${v.${name}.outPath}"; } ] else [ ];
+# Of an output whose path is known only after the build Nix has something else in its place.
+known = path: if builtins.substring 0 (builtins.stringLength builtins.storeDir) path == builtins.storeDir then path else null;
 
-outputs = v: if v ? outputs then builtins.listToAttrs (builtins.concatMap (output v) v.outputs) else { out = plain "${v.outPath}"; };
+output = v: name: if v ? ${name} && v.${name} ? outPath then [ { inherit name; value = known (plain "${v.${name}.outPath}"); } ] else [ ];
+
+outputs = v: if v ? outputs then builtins.listToAttrs (builtins.concatMap (output v) v.outputs) else { out = known (plain "${v.outPath}"); };
 
 # The derivations that a list of constituents refers to, and the strings in it.
 aggregate = v: if !(v._hydraAggregate or false) then { } else if !(v ? constituents)
