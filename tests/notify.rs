@@ -784,18 +784,6 @@ fn what_the_notifier_cannot_serve_is_said_at_the_start() {
     );
     let mut hydrad = place.notifier();
     assert!(hydrad.terminate().success());
-    let place = Place::new("");
-    place
-        .client()
-        .batch_execute("update Projects set declfile = 'spec.json'")
-        .expect("declarative");
-    let mut hydrad = place.hydrad(&["notify"]).start();
-    assert_eq!(hydrad.wait().code(), Some(2));
-    assert!(
-        hydrad.log().contains("declarative projects (p)"),
-        "{}",
-        hydrad.log()
-    );
 }
 
 #[test]

@@ -40,6 +40,11 @@ pub struct Plugins {
     pub slack: Vec<Slack>,
     pub circleci: Vec<CircleCi>,
     pub influx: Option<Influx>,
+    pub matrix: Vec<Matrix>,
+    /// For how long an output that is run may; `None`: none is run.
+    pub dynamic_commands: Option<Duration>,
+    /// Builds define jobsets; the store that they are read from, `None` for the local one.
+    pub declarative: Option<Option<String>>,
     /// `None`: no mails.
     pub email: Option<Email>,
     /// `None`: logs stay as they are.
@@ -95,6 +100,18 @@ pub struct BitBucket {
 pub struct Slack {
     pub jobs: Pattern,
     pub url: Secret,
+    pub force: bool,
+}
+
+/// `<matrix>`.
+#[derive(Clone, Debug)]
+pub struct Matrix {
+    pub name: String,
+    /// Without a slash at its end.
+    pub homeserver: String,
+    pub room: String,
+    pub token_file: PathBuf,
+    pub jobs: Pattern,
     pub force: bool,
 }
 
@@ -247,12 +264,23 @@ pub fn plugins(document: &Document) -> Result<Plugins, Vec<PluginError>> {
         slack: all(root, "slack", slack, &mut errors),
         circleci: all(root, "circleci", circleci, &mut errors),
         influx: all(root, "influxdb", influx, &mut errors).pop(),
+        matrix: all(root, "matrix", matrix, &mut errors),
+        dynamic_commands: None,
+        declarative: Some(
+            text(root, "server_store_uri")
+                .or_else(|| text(root, "store_uri"))
+                .filter(|uri| !uri.is_empty()),
+        ),
         email: None,
         compress_logs: None,
         metrics: None,
     };
     match metrics(root) {
         Ok(place) => plugins.metrics = place,
+        Err(error) => errors.push(error),
+    }
+    match dynamic(root) {
+        Ok(time) => plugins.dynamic_commands = time,
         Err(error) => errors.push(error),
     }
     match email(root) {
@@ -288,20 +316,31 @@ pub fn plugins(document: &Document) -> Result<Plugins, Vec<PluginError>> {
         }
     }
     plugins.run_commands.retain(|run| !run.command.is_empty());
-    let mut names: Vec<&str> = Vec::new();
-    for (webhook, block) in plugins.webhooks.iter().zip(root.blocks_named("webhook")) {
-        if names.contains(&webhook.name.as_str()) {
-            let what = format!(
-                "there are two webhooks `{}`; give this one another `name`",
-                webhook.name
-            );
-            errors.push(wrong(&block.at, what));
-        }
-        names.push(&webhook.name);
-    }
+    let webhooks = plugins.webhooks.iter().map(|w| w.name.as_str());
+    twice(root, "webhook", webhooks, &mut errors);
+    let rooms = plugins.matrix.iter().map(|m| m.name.as_str());
+    twice(root, "matrix", rooms, &mut errors);
     match errors.is_empty() {
         true => Ok(plugins),
         false => Err(errors),
+    }
+}
+
+/// Names stand for a target in the ledger: each once.
+fn twice<'a>(
+    root: &Block,
+    kind: &str,
+    names: impl Iterator<Item = &'a str>,
+    errors: &mut Vec<PluginError>,
+) {
+    let mut known: Vec<&str> = Vec::new();
+    for (name, block) in names.zip(root.blocks_named(kind)) {
+        if known.contains(&name) {
+            let what =
+                format!("there are two blocks <{kind}> `{name}`; give this one another `name`");
+            errors.push(wrong(&block.at, what));
+        }
+        known.push(name);
     }
 }
 
@@ -439,6 +478,42 @@ fn slack(block: &Block) -> Result<Slack, PluginError> {
         url: Secret(address(block, "url", None)?),
         force: truth(block, "force"),
     })
+}
+
+fn matrix(block: &Block) -> Result<Matrix, PluginError> {
+    const KEYS: [&str; 6] = ["name", "homeserver", "room", "token_file", "jobs", "force"];
+    known_keys(block, &KEYS)?;
+    let room = required(block, "room")?;
+    if !room.starts_with('!') {
+        let what = format!(
+            "`room = {room}`: expected the room's id, such as !abc:example.org (not an alias: those may move)"
+        );
+        return Err(wrong(&block.at, what));
+    }
+    required(block, "token_file")?;
+    let token = block.get("token_file").expect("BUG: it is there");
+    Ok(Matrix {
+        name: text(block, "name")
+            .filter(|name| !name.is_empty())
+            .unwrap_or_else(|| room.clone()),
+        homeserver: address(block, "homeserver", None)?,
+        token_file: file(token, &token.text)?,
+        jobs: match block.get("jobs") {
+            None => Pattern::new(".*").expect("BUG: a pattern"),
+            Some(_) => jobs(block)?,
+        },
+        force: truth(block, "force"),
+        room,
+    })
+}
+
+/// `<dynamicruncommand>`: with `enable` outputs may be run.
+fn dynamic(root: &Block) -> Result<Option<Duration>, PluginError> {
+    let Some(block) = root.blocks_named("dynamicruncommand").last() else {
+        return Ok(None);
+    };
+    let time = seconds(block, "timeout")?.unwrap_or(COMMAND_TIME);
+    Ok(truth(block, "enable").then_some(time))
 }
 
 fn circleci(block: &Block) -> Result<CircleCi, PluginError> {
@@ -757,6 +832,6 @@ mod tests {
         let twice = "<webhook>\nurl = http://x/\n</webhook>\n".repeat(2);
         assert!(read(&twice)
             .expect_err("twice")
-            .contains("two webhooks `x`"));
+            .contains("two blocks <webhook> `x`"));
     }
 }

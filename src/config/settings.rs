@@ -145,9 +145,6 @@ const fn count(min: u64, max: u64) -> Kind {
 use Role::{Deprecated, Fatal, NotImplemented, NotYetUsed, UsedBy, WebServer};
 use Service::{Evaluator, Notify, QueueRunner};
 
-/// Why a plugin of Hydra's is not there.
-const LATER: &str = "this release has no such notifications";
-
 /// Every key that Hydra or hydrad knows. Order: that of the commented example file.
 pub const DEFINITIONS: &[Definition] = &[
     used("services", Kind::Words, "queue-runner",
@@ -390,7 +387,8 @@ pub const BLOCKS: &[BlockDefinition] = &[
     block("runcommand", UsedBy(Notify)),
     block("webhook", UsedBy(Notify)),
     block("email", UsedBy(Notify)),
-    block("dynamicruncommand", NotImplemented(Notify, LATER)),
+    block("matrix", UsedBy(Notify)),
+    block("dynamicruncommand", UsedBy(Notify)),
     block(
         "hipchat",
         NotImplemented(Notify, "HipChat no longer exists"),

@@ -410,8 +410,59 @@ pub fn end_command(
     conn.execute(sql, &end).map(drop)
 }
 
-/// Projects whose job sets a build of theirs defines, the first few.
-pub fn declarative_projects(conn: &mut Conn) -> Result<Vec<String>, DbError> {
-    let rows = conn.query(include_str!("../../sql/notify/select_declarative.sql"), &[])?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
+/// A build that may define the jobsets of its project.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Declaring {
+    pub project: String,
+    pub jobset: String,
+    pub jobset_id: i32,
+    pub job: String,
+    /// The project is a declarative one.
+    pub is_declarative: bool,
+    /// It belongs to the jobset's newest evaluation.
+    pub is_current: bool,
+    /// Its first output.
+    pub path: Option<String>,
+}
+
+/// `None` if the build was deleted.
+pub fn declaring(conn: &mut Conn, build: i32) -> Result<Option<Declaring>, DbError> {
+    let sql = include_str!("../../sql/notify/select_declaring.sql");
+    let rows = conn.query(sql, &[&build])?;
+    Ok(rows.first().map(|row| Declaring {
+        project: row.get(0),
+        jobset: row.get(1),
+        jobset_id: row.get(2),
+        job: row.get(3),
+        is_declarative: row.get(4),
+        is_current: row.get(5),
+        path: row.get(6),
+    }))
+}
+
+/// Gives a jobset an error; if it is another one than before, `channel` and `payload` announce it in the same transaction.
+pub fn set_jobset_error(
+    conn: &mut Conn,
+    jobset: i32,
+    text: &str,
+    now: UnixSecs,
+    (channel, payload): (&str, &str),
+) -> Result<(), DbError> {
+    let now = i32::try_from(now).unwrap_or(i32::MAX);
+    let mut tx = conn.transaction()?;
+    let sql = include_str!("../../sql/notify/set_jobset_error.sql");
+    let rows = tx.query(sql, &[&jobset, &text, &now])?;
+    if rows.first().is_some_and(|row| row.get(0)) {
+        let sql = include_str!("../../sql/queue/notify_all.sql");
+        tx.query(sql, &[&vec![channel], &vec![payload]])?;
+    }
+    tx.commit()
+}
+
+/// Whether the jobset of a build, and its project, let its outputs be run.
+pub fn dynamic_allowed(conn: &mut Conn, build: i32) -> Result<(bool, bool), DbError> {
+    let sql = include_str!("../../sql/notify/select_dynamic_allowed.sql");
+    let rows = conn.query(sql, &[&build])?;
+    let allowed = rows.first().map(|row| (row.get(0), row.get(1)));
+    Ok(allowed.unwrap_or((false, false)))
 }

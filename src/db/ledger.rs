@@ -32,6 +32,8 @@ const ADOPTED_MAX: i64 = 1_000;
 /// An event of the ledger.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct EventRow {
+    /// The end of a build that defines jobsets; only known of new events.
+    pub declares: bool,
     pub id: i64,
     pub channel: String,
     pub payload: String,
@@ -328,6 +330,7 @@ impl Ledger {
         let rows = conn.query(sql, &[&target, &rows_max])?;
         let waiting = |row: &postgres::Row| WaitingRow {
             event: EventRow {
+                declares: false,
                 id: row.get(0),
                 channel: row.get(2),
                 payload: row.get(3),
@@ -422,6 +425,7 @@ fn record(tx: &mut Tx<'_>, now: UnixSecs, outcomes: &[Outcome]) -> Result<(), Db
 
 fn event(row: &postgres::Row) -> EventRow {
     EventRow {
+        declares: row.get(5),
         id: row.get(0),
         channel: row.get(1),
         payload: row.get(2),

@@ -152,9 +152,12 @@ const RIGHTS_USED: &[(&str, &[&str])] = &[
 
 /// What the notifier does with each table.
 const RIGHTS_OF_NOTIFIER: &[(&str, &[&str])] = &[
+    ("users", &["SELECT"]),
     ("projects", &["SELECT"]),
-    ("jobsets", &["SELECT"]),
-    ("jobsetinputs", &["SELECT"]),
+    ("jobsets", &["SELECT", "INSERT", "UPDATE"]),
+    ("jobsets_id_seq", &["USAGE"]),
+    ("jobsetinputs", &["SELECT", "INSERT", "DELETE"]),
+    ("jobsetinputalts", &["SELECT", "INSERT", "DELETE"]),
     ("jobsetevals", &["SELECT"]),
     ("jobsetevalmembers", &["SELECT"]),
     ("jobsetevalinputs", &["SELECT"]),

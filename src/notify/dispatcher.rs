@@ -492,6 +492,7 @@ impl Dispatcher {
                     .iter()
                     .filter(|target| target.wanted)
                     .filter(|target| target.plugin.channels().contains(&event.channel.as_str()))
+                    .filter(|target| event.declares || !target.plugin.wants_declarations_alone())
                     .map(|target| target.name.clone())
                     .collect()
             };

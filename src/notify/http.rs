@@ -80,8 +80,16 @@ pub enum Turn {
     Next,
 }
 
-/// A POST.
+/// How something is told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verb {
+    Post,
+    Put,
+}
+
+/// A POST or PUT.
 pub struct Post<'a> {
+    pub verb: Verb,
     pub url: &'a str,
     pub headers: &'a [(String, String)],
     pub body: &'a [u8],
@@ -162,7 +170,10 @@ impl Client {
     pub fn post(&self, post: &Post<'_>) -> Result<String, Failure> {
         let host = host(post.url);
         self.wait_turn(host, post)?;
-        let mut request = Request::post(post.url);
+        let mut request = match post.verb {
+            Verb::Post => Request::post(post.url),
+            Verb::Put => Request::put(post.url),
+        };
         for (name, value) in post.headers {
             request = request.header(name, value);
         }
@@ -197,7 +208,7 @@ impl Client {
                     Some(reason) => format!("{host} answered {status} {reason}"),
                     None => format!("{host} answered {status}"),
                 };
-                let shown = text::clip(body.trim(), WORDS_MAX).replace('\n', " ");
+                let shown = text::clip(&hidden(body.trim(), post), WORDS_MAX).replace('\n', " ");
                 if !shown.is_empty() {
                     said.push_str(": ");
                     said.push_str(&shown);
@@ -205,15 +216,15 @@ impl Client {
                 if let Err(error) = read {
                     said.push_str(&format!(" ({})", plain_error(&error)));
                 }
-                Err(self.judge(host, status, response.headers(), said))
+                let pause = pause_wanted(response.headers()).or_else(|| pause_in(status, &body));
+                Err(self.judge(host, status, pause, said))
             }
         }
     }
 
     /// Whether another try may help: not where the server says that the request is wrong. What it says of rights may be
     /// mended (a token is read anew for each try).
-    fn judge(&self, host: &str, status: u16, headers: &HeaderMap, said: String) -> Failure {
-        let pause = pause_wanted(headers);
+    fn judge(&self, host: &str, status: u16, pause: Option<Duration>, said: String) -> Failure {
         match (status, pause) {
             (401 | 403 | 407 | 408 | 425 | 429 | 500..=599, Some(pause)) => {
                 self.pause(host, pause);
@@ -263,6 +274,47 @@ fn pause_wanted(headers: &HeaderMap) -> Option<Duration> {
     };
     let max = Duration::from_millis(RETRY_AFTER_MS_MAX);
     Some(Duration::from_secs(secs).min(max)).filter(|pause| !pause.is_zero())
+}
+
+/// `retry_after_ms` in the answer itself, as Matrix has it.
+fn pause_in(status: u16, body: &str) -> Option<Duration> {
+    let answer: serde_json::Value = (status == 429).then(|| serde_json::from_str(body).ok())??;
+    let pause = Duration::from_millis(answer["retry_after_ms"].as_u64()?);
+    Some(pause.min(Duration::from_millis(RETRY_AFTER_MS_MAX))).filter(|pause| !pause.is_zero())
+}
+
+/// Headers that are no secrets.
+const OPEN_HEADERS: [&str; 4] = [
+    "content-type",
+    "accept",
+    "idempotency-key",
+    "x-hydrad-event",
+];
+/// What is shorter is no secret: it would be everywhere.
+const SECRET_BYTES_MIN: usize = 4;
+
+/// An answer without what we sent that may be secret, for servers that repeat what they got.
+fn hidden(body: &str, post: &Post<'_>) -> String {
+    let mut secrets: Vec<&str> = Vec::new();
+    for (name, value) in post.headers {
+        if !OPEN_HEADERS.contains(&name.to_ascii_lowercase().as_str()) {
+            secrets.push(value);
+            secrets.extend(value.split_whitespace());
+        }
+    }
+    let rest = post.url.split_once("://").map_or("", |(_, rest)| rest);
+    if let Some((_, path)) = rest.split_once('/') {
+        secrets.push(path);
+        secrets.extend(path.split(['/', '?', '&', '=']));
+    }
+    secrets.retain(|secret| secret.len() >= SECRET_BYTES_MIN);
+    // The longest first, so that no part of one stays.
+    secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+    let mut text = body.to_owned();
+    for secret in secrets {
+        text = text.replace(secret, "***");
+    }
+    text
 }
 
 /// `Sun, 06 Nov 1994 08:49:37 GMT` as Unix time.

@@ -31,7 +31,7 @@ use crate::db::connect::DbTarget;
 use crate::db::ledger::{self, Backlog};
 use crate::db::locks::{self, ServiceLock, Taken};
 use crate::db::pool::Pool;
-use crate::db::{facts, schema, DbError};
+use crate::db::{schema, DbError};
 use crate::sys::clock::unix_now;
 use crate::sys::shared::Shared;
 use crate::sys::signals::Signal;
@@ -45,7 +45,7 @@ use dispatcher::{Dispatcher, Done, Job, Why};
 
 /// The name under which our sessions show in PostgreSQL.
 pub const APPLICATION_NAME: &str = "hydrad-notify";
-/// What has to be listed in `ignore_settings` where declarative projects are somebody else's.
+/// Listed in `ignore_settings`, declarative projects are somebody else's.
 const DECLARATIVE: &str = "DeclarativeJobsets";
 /// The backlog is counted at most this often, for at most this long.
 const BACKLOG_AGE_MAX: Duration = Duration::from_secs(10);
@@ -121,7 +121,14 @@ pub struct Wanted {
 
 impl Wanted {
     fn of(settings: &Settings, pool: Pool, http: Arc<http::Client>) -> Result<Wanted, Error> {
-        let blocks = read_plugins(settings)?;
+        let mut blocks = read_plugins(settings)?;
+        if settings
+            .ignore_settings
+            .iter()
+            .any(|word| word == DECLARATIVE)
+        {
+            blocks.declarative = None;
+        }
         let plugins = plugins::all(&blocks).map_err(Error::Plugin)?;
         http.set_rates(&settings.notification_rates);
         Ok(Wanted {
@@ -203,13 +210,6 @@ impl Notifier {
         }
         drop(client);
         locks::refuse_transaction_pooler(&config.target)?;
-        if !settings
-            .ignore_settings
-            .iter()
-            .any(|word| word == DECLARATIVE)
-        {
-            refuse_declarative(&pool)?;
-        }
         config.metrics = wanted.metrics.clone();
         Ok(Notifier { config, wanted })
     }
@@ -426,21 +426,6 @@ fn work(jobs: &Receiver<Job>, done: &Sender<Done>, stopping: &AtomicBool) {
 fn refuse_foreign(client: &mut postgres::Client) -> Result<(), Error> {
     let at_work = locks::foreign_at_work(client, Service::Notify, "notifier")?;
     at_work.map_or(Ok(()), |why| Err(Error::Running(why)))
-}
-
-/// Their job sets would silently not be made any more.
-fn refuse_declarative(pool: &Pool) -> Result<(), Error> {
-    let mut conn = pool.get(Duration::from_secs(30))?;
-    let projects = facts::declarative_projects(&mut conn)?;
-    match projects.is_empty() {
-        true => Ok(()),
-        false => Err(Error::Plugin(format!(
-            "there are declarative projects ({}), whose job sets Hydra's hydra-notify makes when their `.jobsets` are built; \
-             this release does not: leave hydra-notify running instead of this notifier, or add `{DECLARATIVE}` to \
-             ignore_settings if you can do without",
-            projects.join(", ")
-        ))),
-    }
 }
 
 /// A notifier that runs beside another service of this process.

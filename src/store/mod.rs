@@ -3,6 +3,7 @@
 //! Knows paths and how to copy; knows no tables and no machines.
 
 pub mod binary_cache;
+pub mod cat;
 pub mod closure;
 pub mod compress;
 pub mod destination;

@@ -194,7 +194,8 @@ impl NixCopy {
     }
 }
 
-fn nix() -> Command {
+/// The program, with the commands that are needed.
+pub fn nix() -> Command {
     let mut command = Command::new(PROGRAM);
     command.args(["--extra-experimental-features", "nix-command"]);
     command

@@ -6,7 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+
 use super::process::eventually;
+use super::Certificate;
 
 /// A request as it came.
 #[derive(Clone, Debug)]
@@ -62,6 +65,7 @@ struct Shared {
 /// The server; ended when dropped.
 pub struct Recorder {
     address: SocketAddr,
+    scheme: &'static str,
     shared: Arc<Shared>,
 }
 
@@ -72,30 +76,57 @@ impl Recorder {
 
     /// `judge` may wait: each connection has a thread.
     pub fn start(judge: impl Fn(&Told) -> Answer + Send + Sync + 'static) -> Recorder {
+        Recorder::start_with(None, Box::new(judge))
+    }
+
+    /// The same behind TLS.
+    pub fn start_tls(
+        own: &Certificate,
+        judge: impl Fn(&Told) -> Answer + Send + Sync + 'static,
+    ) -> Recorder {
+        Recorder::start_with(Some(own.server_config()), Box::new(judge))
+    }
+
+    fn start_with(tls: Option<Arc<ServerConfig>>, judge: Judge) -> Recorder {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("its address");
         let shared = Arc::new(Shared {
             told: Mutex::default(),
-            judge: Box::new(judge),
+            judge,
             leaving: AtomicBool::new(false),
             now: AtomicUsize::new(0),
             most: AtomicUsize::new(0),
         });
+        let scheme = if tls.is_some() { "https" } else { "http" };
         let inner = shared.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 if inner.leaving.load(Ordering::SeqCst) {
                     return;
                 }
-                let inner = inner.clone();
-                std::thread::spawn(move || while inner.serve(&stream).is_some() {});
+                let (inner, tls) = (inner.clone(), tls.clone());
+                std::thread::spawn(move || {
+                    // A client that says nothing is given up at last.
+                    let _ = stream.set_read_timeout(Some(Duration::from_secs(120)));
+                    match tls {
+                        None => inner.serve_all(stream),
+                        Some(config) => {
+                            let server = ServerConnection::new(config).expect("a connection");
+                            inner.serve_all(StreamOwned::new(server, stream));
+                        }
+                    }
+                });
             }
         });
-        Recorder { address, shared }
+        Recorder {
+            address,
+            shared,
+            scheme,
+        }
     }
 
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        format!("{}://{}", self.scheme, self.address)
     }
 
     pub fn told(&self) -> Vec<Told> {
@@ -127,7 +158,11 @@ impl Drop for Recorder {
 }
 
 impl Shared {
-    fn serve(&self, mut stream: &TcpStream) -> Option<()> {
+    fn serve_all(&self, mut stream: impl Read + Write) {
+        while self.serve(&mut stream).is_some() {}
+    }
+
+    fn serve(&self, stream: &mut (impl Read + Write)) -> Option<()> {
         let told = read_request(stream)?;
         let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
         self.most.fetch_max(now, Ordering::SeqCst);
@@ -142,9 +177,6 @@ impl Shared {
             }
             Answer::Hang => {
                 // Until the client goes.
-                stream
-                    .set_read_timeout(Some(Duration::from_secs(120)))
-                    .ok()?;
                 let _ = stream.read(&mut [0]);
                 None
             }
@@ -153,6 +185,7 @@ impl Shared {
                 let mut bytes = head.iter().copied().chain(std::iter::repeat(b'.'));
                 while !self.leaving.load(Ordering::SeqCst) {
                     stream.write_all(&[bytes.next()?]).ok()?;
+                    stream.flush().ok()?;
                     std::thread::sleep(Duration::from_millis(50));
                 }
                 None
@@ -161,7 +194,7 @@ impl Shared {
     }
 }
 
-fn read_request(mut stream: &TcpStream) -> Option<Told> {
+fn read_request(stream: &mut impl Read) -> Option<Told> {
     let mut bytes = Vec::new();
     let head = loop {
         let mut buffer = [0; 4_096];

@@ -2,6 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::ServerConfig;
 
 use super::process::output_of;
 use super::{RunAs, TestDir};
@@ -16,6 +21,24 @@ pub struct Authority {
 pub struct Certificate {
     pub certificate: PathBuf,
     pub key: PathBuf,
+}
+
+impl Certificate {
+    /// For a server in this process.
+    pub fn server_config(&self) -> Arc<ServerConfig> {
+        let certificates = CertificateDer::pem_file_iter(&self.certificate).expect("a file");
+        let certificates = certificates
+            .map(|one| one.expect("a certificate"))
+            .collect();
+        let key = PrivateKeyDer::from_pem_file(&self.key).expect("a key");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(certificates, key);
+        Arc::new(config.expect("a certificate and its key"))
+    }
 }
 
 impl Authority {

@@ -15,7 +15,7 @@ use lettre::message::header::{ContentTransferEncoding, ContentType, HeaderName, 
 use lettre::message::{Body, Mailbox, SinglePart};
 use lettre::{Address, Message};
 
-use super::{secret, status_words, Call, Failure, Plugin};
+use super::{secret, status_words, Call, Failure, Needs, Plugin};
 use crate::base::lock::lock;
 use crate::base::text;
 use crate::config::notify::{
@@ -619,6 +619,22 @@ impl Plugin for Email {
         match self.digest {
             true => &["build_finished", EVAL_ERROR_CHANGED, EVAL_FINISHED],
             false => &["build_finished", EVAL_ERROR_CHANGED],
+        }
+    }
+
+    fn needs(&self) -> Needs<'_> {
+        let file = match &self.transport {
+            MailTransport::Smtp(smtp) => {
+                smtp.login.as_ref().and_then(|login| match &login.password {
+                    Password::File(path) => Some(path.as_path()),
+                    Password::Of(_) => None,
+                })
+            }
+            MailTransport::Sendmail(_) => None,
+        };
+        Needs {
+            secrets: file.into_iter().collect(),
+            ..Needs::default()
         }
     }
 

@@ -2,6 +2,7 @@
 
 pub mod chat;
 pub mod compress_log;
+pub mod declarative;
 pub mod email;
 pub mod forges;
 pub mod github;
@@ -15,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::event::Event;
-use super::http::{Client, Post, Turn};
+use super::http::{Client, Post, Turn, Verb};
 use super::plan::{Ended, Manner, RETRY_AFTER_MS_MAX};
 use crate::config::notify::Plugins;
 use crate::db::facts::{self, BuildFacts, Evaluation, Job, Previous, Results};
@@ -175,11 +176,23 @@ impl Call<'_> {
         body: &[u8],
         time_max: Duration,
     ) -> Result<String, Failure> {
+        self.send(Verb::Post, url, headers, body, time_max)
+    }
+
+    fn send(
+        &self,
+        verb: Verb,
+        url: &str,
+        headers: &[(String, String)],
+        body: &[u8],
+        time_max: Duration,
+    ) -> Result<String, Failure> {
         let turn = match self.asked.replace(true) {
             false => Turn::First,
             true => Turn::Next,
         };
         self.around.http.post(&Post {
+            verb,
             url,
             headers,
             body,
@@ -195,6 +208,17 @@ impl Call<'_> {
         headers: &[(&str, &str)],
         body: &serde_json::Value,
     ) -> Result<String, Failure> {
+        self.send_json(Verb::Post, url, headers, body)
+    }
+
+    /// Sends JSON.
+    pub fn send_json(
+        &self,
+        verb: Verb,
+        url: &str,
+        headers: &[(&str, &str)],
+        body: &serde_json::Value,
+    ) -> Result<String, Failure> {
         let json = [("Content-Type", "application/json")];
         let headers: Vec<(String, String)> = json
             .iter()
@@ -202,7 +226,7 @@ impl Call<'_> {
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
             .collect();
         let time_max = self.around.time_max;
-        self.post(url, &headers, body.to_string().as_bytes(), time_max)
+        self.send(verb, url, &headers, body.to_string().as_bytes(), time_max)
     }
 }
 
@@ -272,6 +296,11 @@ pub trait Plugin: Send + Sync {
         Needs::default()
     }
 
+    /// Whether it wants of `build_finished` only the ends of builds that define jobsets.
+    fn wants_declarations_alone(&self) -> bool {
+        false
+    }
+
     /// Whether builds may share a status: then [`Plugin::statuses`] says which.
     fn shares_statuses(&self) -> bool {
         false
@@ -303,8 +332,9 @@ pub trait Plugin: Send + Sync {
 /// A message about a block that cannot be served.
 pub fn all(plugins: &Plugins) -> Result<Vec<Arc<dyn Plugin>>, String> {
     let mut all: Vec<Arc<dyn Plugin>> = Vec::new();
-    if !plugins.run_commands.is_empty() {
-        let plugin = run_command::RunCommand::new(plugins.run_commands.clone());
+    if !plugins.run_commands.is_empty() || plugins.dynamic_commands.is_some() {
+        let dynamic = plugins.dynamic_commands;
+        let plugin = run_command::RunCommand::new(plugins.run_commands.clone(), dynamic);
         all.push(Arc::new(plugin));
     }
     if !plugins.github.is_empty() {
@@ -326,6 +356,9 @@ pub fn all(plugins: &Plugins) -> Result<Vec<Arc<dyn Plugin>>, String> {
     if !plugins.slack.is_empty() {
         all.push(Arc::new(chat::Slack::new(plugins.slack.clone())));
     }
+    for block in &plugins.matrix {
+        all.push(Arc::new(chat::Matrix::new(block.clone())));
+    }
     if !plugins.circleci.is_empty() {
         all.push(Arc::new(chat::CircleCi::new(plugins.circleci.clone())));
     }
@@ -336,6 +369,11 @@ pub fn all(plugins: &Plugins) -> Result<Vec<Arc<dyn Plugin>>, String> {
         all.push(Arc::new(email::Email::new(block.clone(), &|name| {
             std::env::var(name).ok()
         })?));
+    }
+    if let Some(store_uri) = &plugins.declarative {
+        let dynamic = plugins.dynamic_commands.is_some();
+        let plugin = declarative::DeclarativeJobsets::new(store_uri.clone(), dynamic);
+        all.push(Arc::new(plugin));
     }
     if let Some(method) = plugins.compress_logs {
         all.push(Arc::new(compress_log::CompressLog::new(method)));

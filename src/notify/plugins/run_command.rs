@@ -6,14 +6,15 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use super::{Call, Failure, Needs, Plugin};
 use crate::config::notify::RunCommand as Block;
-use crate::db::facts::{self, BuildFacts, CommandEnd};
+use crate::db::facts::{self, BuildFacts, CommandEnd, Results};
 use crate::notify::document;
 use crate::notify::event::Event;
 use crate::sys::child::{self, plain_error};
@@ -24,11 +25,90 @@ const SHELL_CHARACTERS: &str = "$&*(){}[]'\";\\|?<>~`\n";
 
 pub struct RunCommand {
     blocks: Vec<Block>,
+    /// For how long outputs that are run may; `None`: none is run.
+    dynamic: Option<Duration>,
+}
+
+/// A command to be run.
+struct Run {
+    /// As it goes into RunCommandLogs.
+    matcher: String,
+    text: String,
+    command: Command,
+    time_max: Duration,
 }
 
 impl RunCommand {
-    pub fn new(blocks: Vec<Block>) -> RunCommand {
-        RunCommand { blocks }
+    pub fn new(blocks: Vec<Block>, dynamic: Option<Duration>) -> RunCommand {
+        RunCommand { blocks, dynamic }
+    }
+
+    /// The output of a build that is itself a command, if everybody lets it be run.
+    fn dynamic(
+        &self,
+        call: &Call<'_>,
+        build: &BuildFacts,
+        results: &Results,
+    ) -> Result<Option<Run>, Failure> {
+        let is_hook = build
+            .job
+            .strip_prefix(HOOK)
+            .is_some_and(|name| !name.is_empty());
+        let (Some(time_max), true, Some(0)) = (self.dynamic, is_hook, build.status) else {
+            return Ok(None);
+        };
+        let no = |why: &str| {
+            log::warn!(
+                "the output of build {} ({}) is not run: {why}",
+                build.id,
+                build.job_name()
+            );
+            Ok(None)
+        };
+        match facts::dynamic_allowed(&mut *call.conn()?, build.id)? {
+            (true, true) => {}
+            (false, _) => return no("its jobset does not enable dynamic RunCommand"),
+            (true, false) => return no("its project does not enable dynamic RunCommand"),
+        }
+        let out = results.outputs.iter().find(|(name, _)| name == "out");
+        let Some(out) = out.and_then(|(_, path)| path.as_deref()) else {
+            return no("it has no output `out`");
+        };
+        if let Err(why) = runnable(Path::new(out)) {
+            return no(&why);
+        }
+        Ok(Some(Run {
+            matcher: format!("DynamicRunCommand({})", build.job),
+            text: out.to_owned(),
+            command: Command::new(out),
+            time_max,
+        }))
+    }
+}
+
+/// Jobs of this name are commands.
+const HOOK: &str = "runCommandHook.";
+
+/// Whether an output is a program: an executable file, or a link to one.
+fn runnable(out: &Path) -> Result<(), String> {
+    let look = |path: &Path| {
+        fs::symlink_metadata(path)
+            .map_err(|error| format!("{}: {}", path.display(), plain_error(&error)))
+    };
+    let mut found = look(out)?;
+    let mut path = out.to_owned();
+    if found.is_symlink() {
+        let target = fs::read_link(out).map_err(|error| plain_error(&error))?;
+        path = out.parent().unwrap_or(out).join(target);
+        found = look(&path)?;
+    }
+    let path = path.display();
+    if !found.is_file() {
+        return Err(format!("{path} is not a file"));
+    }
+    match found.permissions().mode() & 0o111 {
+        0 => Err(format!("{path} is not executable")),
+        _ => Ok(()),
     }
 }
 
@@ -59,24 +139,37 @@ impl Plugin for RunCommand {
         let Some(build) = call.build(*build)? else {
             return Ok(());
         };
-        let commands: Vec<&Block> = self
+        let blocks = self
             .blocks
             .iter()
             .filter(|block| block.events.iter().any(|event| event == "buildFinished"))
-            .filter(|block| matches(&block.job, &build))
+            .filter(|block| matches(&block.job, &build));
+        let mut commands: Vec<Run> = blocks
+            .map(|block| Run {
+                matcher: block.job.clone(),
+                text: block.command.clone(),
+                command: command(&block.command),
+                time_max: block.time_max,
+            })
             .collect();
+        let may_be_dynamic = self.dynamic.is_some() && build.job.starts_with(HOOK);
+        if commands.is_empty() && !may_be_dynamic {
+            return Ok(());
+        }
+        let results = call.results(build.id)?;
+        commands.extend(self.dynamic(call, &build, &results)?);
         if commands.is_empty() {
             return Ok(());
         }
-        let document = document::build_finished(&build, &call.results(build.id)?);
+        let document = document::build_finished(&build, &results);
         let file = JsonFile::write(&document.to_string()).map_err(|error| {
             Failure::again(format!(
                 "cannot write the JSON file: {}",
                 plain_error(&error)
             ))
         })?;
-        for block in commands {
-            run(call, block, &build, &file.0)?;
+        for command in commands {
+            run(call, command, &build, &file.0)?;
         }
         Ok(())
     }
@@ -133,23 +226,23 @@ impl Drop for JsonFile {
     }
 }
 
-fn run(call: &Call<'_>, block: &Block, build: &BuildFacts, json: &Path) -> Result<(), Failure> {
-    let (id, uuid) = facts::begin_command(
-        &mut *call.conn()?,
-        &block.job,
-        build.id,
-        &block.command,
-        unix_now(),
-    )?;
+fn run(call: &Call<'_>, run: Run, build: &BuildFacts, json: &Path) -> Result<(), Failure> {
+    let Run {
+        matcher,
+        text,
+        mut command,
+        time_max,
+    } = run;
+    let (id, uuid) =
+        facts::begin_command(&mut *call.conn()?, &matcher, build.id, &text, unix_now())?;
     let log = log_file(&call.around.data_dir, &uuid).map_err(|error| {
         Failure::again(format!(
             "cannot make the log of a command: {}",
             plain_error(&error)
         ))
     })?;
-    let mut command = command(&block.command);
     command.env("HYDRA_JSON", json);
-    let ended = child::run_logged(&mut command, &log, block.time_max, call.stopping);
+    let ended = child::run_logged(&mut command, &log, time_max, call.stopping);
     let (end, words) = match ended {
         Err(error) => (
             CommandEnd {
@@ -167,7 +260,7 @@ fn run(call: &Call<'_>, block: &Block, build: &BuildFacts, json: &Path) -> Resul
                 core_dumped: status.and_then(|s| s.signal().map(|_| s.core_dumped())),
             };
             let words = match (status, ended.late) {
-                (_, true) => Some(format!("was ended after {} s", block.time_max.as_secs())),
+                (_, true) => Some(format!("was ended after {} s", time_max.as_secs())),
                 (Some(status), false) if status.success() => None,
                 (Some(status), false) => {
                     Some(format!("failed with {}", child::describe_status(status)))
@@ -179,8 +272,7 @@ fn run(call: &Call<'_>, block: &Block, build: &BuildFacts, json: &Path) -> Resul
     };
     if let Some(words) = words {
         log::warn!(
-            "notification command '{}' about build {} {words}",
-            block.command,
+            "notification command '{text}' about build {} {words}",
             build.id
         );
     }
