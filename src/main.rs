@@ -10,6 +10,7 @@ use hydrad::cli::{arguments, Cli, Command};
 const CANNOT: u8 = 2;
 
 fn main() -> ExitCode {
+    leave_with_the_reader();
     let cli = Cli::parse_from(arguments(std::env::args_os()));
     let serves = matches!(
         cli.command,
@@ -55,6 +56,22 @@ fn main() -> ExitCode {
         }
         ExitCode::from(CANNOT)
     })
+}
+
+/// Whoever reads our output may stop, as `head` does; then there is nothing more to say. (Ending by SIGPIPE instead would also
+/// end us when a program that we write to is gone, which is an error to be told.)
+fn leave_with_the_reader() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let said = panic.payload().downcast_ref::<String>();
+        let is_over = |said: &String| {
+            said.starts_with("failed printing to stdout") && said.contains("Broken pipe")
+        };
+        if said.is_some_and(is_over) {
+            std::process::exit(0);
+        }
+        usual(panic);
+    }));
 }
 
 /// Services say what they do; commands only what is wrong. Under systemd the journal adds the time.

@@ -1440,6 +1440,18 @@ fn builds_of_an_evaluation_are_cancelled_and_restarted_as_in_the_web_server() {
 // ---- help
 
 #[test]
+fn a_reader_who_stops_reading_is_no_error() {
+    let desk = Desk::with_jobset();
+    let mut command = desk.hydrad(&["project", "show", "p"]).command();
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("hydrad");
+    drop(child.stdout.take());
+    let ended = child.wait_with_output().expect("its end");
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(ended.status.success() && said.is_empty(), "{said}");
+}
+
+#[test]
 fn the_help_of_each_command_teaches_by_examples() {
     let desk = Desk::new();
     for command in [
