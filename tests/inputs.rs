@@ -10,7 +10,9 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use common::{eventually, output_of, Answer, Db, NixStore, Pg, Recorder, RunAs, TestDir, Told};
+use common::{
+    eventually, output_of, Answer, Db, NixDaemon, NixStore, Pg, Recorder, RunAs, TestDir, Told,
+};
 use hydrad::config::Settings;
 use hydrad::db::{DbTarget, Pool};
 use hydrad::eval::input::{FetchedInput, InputSpec};
@@ -105,7 +107,7 @@ impl Site {
         let roots = ground.store.dir().join("var/gcroots/hydra");
         let conf = format!("gc_roots_dir = {}\n{conf}", roots.display());
         dir.file("hydra.conf", &conf, RunAs::Me);
-        let (fetcher, stopping) = fetcher(&db, &dir);
+        let (fetcher, stopping) = fetcher(&db, &dir, &[]);
         Site {
             db,
             dir,
@@ -174,13 +176,17 @@ impl Site {
     }
 }
 
-fn fetcher(db: &Db, dir: &TestDir) -> (Fetcher, Arc<AtomicBool>) {
+/// `nix` says how the store is reached, where that is not as the environment says.
+fn fetcher(db: &Db, dir: &TestDir, nix: &[(String, String)]) -> (Fetcher, Arc<AtomicBool>) {
     let data = dir.path().display().to_string();
     let url = db.url();
     let env = |name: &str| match name {
         "HYDRA_DATA" => Some(data.clone()),
         "HYDRA_DATABASE_URL" => Some(url.clone()),
-        _ => std::env::var(name).ok(),
+        _ => match nix.iter().find(|(known, _)| known == name) {
+            Some((_, value)) => Some(value.clone()),
+            None => std::env::var(name).ok(),
+        },
     };
     let settings = Settings::load(&env, &[]).expect("settings");
     let target = DbTarget::from_env(&env, &settings).expect("a database");
@@ -194,6 +200,19 @@ fn fetcher(db: &Db, dir: &TestDir) -> (Fetcher, Arc<AtomicBool>) {
         move || flag.load(Ordering::SeqCst),
     );
     (fetcher.expect("a fetcher"), stopping)
+}
+
+#[test]
+fn an_untrusted_user_adds_inputs_through_the_daemon() {
+    let mut site = Site::new("");
+    // Not even root is trusted.
+    let daemon = NixDaemon::start(&ground().store, &[]);
+    site.fetcher = fetcher(&site.db, &site.dir, &daemon.env()).0;
+    let repository = Repository::git();
+    repository.commit("a", &format!("daemon {}", std::process::id()));
+    let uri = repository.path();
+    let fetched = site.fetch("git", &uri);
+    assert_eq!(site.fetch("git", &uri), fetched);
 }
 
 /// A repository in a folder of its own.
@@ -311,7 +330,7 @@ fn git_fetches_what_changed_and_nothing_twice() {
     assert_eq!(site.fetch("git", &uri), fetched);
     assert_eq!((site.count("CachedGitInputs"), exports(&first)), (1, 1));
     // It stays, also without the conversation in which it was put there.
-    site.fetcher = fetcher(&site.db, &site.dir).0;
+    site.fetcher = fetcher(&site.db, &site.dir, &[]).0;
     let mut delete = ground().store.command("nix-store");
     let deleted = delete
         .args(["--delete", &path])
@@ -344,6 +363,12 @@ fn git_fetches_what_changed_and_nothing_twice() {
         site.error("git", &format!("{uri} old")),
         format!("cannot fetch input ‘src’ (git): there is no branch or tag ‘old’ in {uri}")
     );
+    repository.inside("git branch cafe");
+    site.fetch("git", &format!("{uri} cafe"));
+    repository.inside("git branch -D cafe");
+    assert!(site
+        .error("git", &format!("{uri} cafe"))
+        .contains("no commit cafe"));
     let unknown = "0123456789012345678901234567890123456789";
     assert!(site
         .error("git", &format!("{uri} {unknown}"))
@@ -476,11 +501,10 @@ fn hanging_fetches_are_ended_with_all_their_processes() {
             .filter(|line| String::from_utf8_lossy(line).contains(words))
             .count()
     };
-    let cmdline = fs::read(format!("/proc/{}/cmdline", hanging.trim()));
-    assert!(
-        cmdline.unwrap_or_default().is_empty(),
-        "ssh ignores SIGTERM"
-    );
+    eventually("ssh, which ignores SIGTERM, is gone", || {
+        let cmdline = fs::read(format!("/proc/{}/cmdline", hanging.trim()));
+        cmdline.unwrap_or_default().is_empty().then_some(())
+    });
     eventually("what it started is gone too", || {
         (with_words("98761") == 0).then_some(())
     });
@@ -652,7 +676,7 @@ fn what_a_killed_process_left_is_taken_away() {
     let held = File::open(&mine).expect("a folder");
     // SAFETY: flock takes a descriptor that `held` keeps open.
     assert_eq!(unsafe { libc::flock(held.as_raw_fd(), libc::LOCK_EX) }, 0);
-    let _other = fetcher(&site.db, &site.dir);
+    let _other = fetcher(&site.db, &site.dir, &[]);
     assert!(!left.exists() && mine.exists());
 }
 
@@ -1183,7 +1207,7 @@ fn builds_come_from_the_substituter_of_evaluations() {
     ]);
     let _ = fs::remove_file(root_of(&path));
     // No conversation of ours holds it.
-    site.fetcher = fetcher(&site.db, &site.dir).0;
+    site.fetcher = fetcher(&site.db, &site.dir, &[]).0;
     ground().store.store(&["--delete", &path]);
     assert!(!ground().store.is_valid(&path));
     assert_eq!(site.fetch("build", "1").store_path, Some(path));

@@ -372,13 +372,13 @@ pub const DEFINITIONS: &[Definition] = &[
 
 /// Every block that Hydra knows.
 pub const BLOCKS: &[BlockDefinition] = &[
-    block("git-input", UsedBy(Evaluator)),
+    block("git-input", Role::Used),
     block("statsd", Role::Used),
     block("hydra_notify", UsedBy(Notify)),
-    block("github_authorization", UsedBy(Notify)),
-    block("gitlab_authorization", UsedBy(Notify)),
-    block("bitbucket_authorization", UsedBy(Evaluator)),
-    block("gitea_authorization", UsedBy(Notify)),
+    block("github_authorization", Role::Used),
+    block("gitlab_authorization", Role::Used),
+    block("bitbucket_authorization", Role::Used),
+    block("gitea_authorization", Role::Used),
     block("bitbucket", UsedBy(Notify)),
     block("githubstatus", UsedBy(Notify)),
     block("slack", UsedBy(Notify)),

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::path::compact;
 use super::task::{file, Task, Trouble};
-use super::value::{check_uri, plain, words, wrong};
+use super::value::{any_words, check_uri, words, wrong};
 use crate::db::input_cache;
 use crate::eval::input::FetchedInput;
 use crate::sys::clock::unix_now;
@@ -208,8 +208,7 @@ impl Refs<'_> {
 }
 
 fn wanted_refs(value: &str) -> Result<Refs<'_>, Trouble> {
-    plain(value)?;
-    let words: Vec<&str> = value.split(' ').filter(|word| !word.is_empty()).collect();
+    let words = any_words(value)?;
     let (owner, repository, kind, prefix) = match words[..] {
         [owner, repository, kind] | [owner, repository, kind, "-"] => (owner, repository, kind, ""),
         [owner, repository, kind, "-", prefix] => (owner, repository, kind, prefix),

@@ -254,6 +254,12 @@ impl Git<'_> {
 
     /// Fetches a branch, tag or commit; the commit's hash.
     fn update(&self, branch: &str) -> Result<String, Trouble> {
+        if is_hash(branch) {
+            // What the clone has need not be asked for: a commit does not change.
+            if let (_, Some(known)) = self.commit(branch)? {
+                return Ok(known);
+            }
+        }
         let local = match branch {
             _ if is_hash(branch) => format!("refs/heads/{HASH_BRANCH}"),
             _ if branch.starts_with("refs/") => branch.to_owned(),
@@ -261,36 +267,42 @@ impl Git<'_> {
         };
         let fetched = self.fetch_refs(&format!("+{branch}:{local}"));
         let tag = format!("refs/tags/{branch}");
-        let name = match fetched {
-            Ok(()) if is_hash(branch) => branch,
-            Ok(()) => &local,
+        let (name, by_hash) = match fetched {
+            Ok(()) if is_hash(branch) => (branch, true),
+            Ok(()) => (local.as_str(), false),
             // What has an author and a message of its own is no branch.
             Err(Trouble::Failed(what)) if what.contains(NO_COMMIT) => {
                 self.fetch_refs(&format!("+{tag}:{tag}"))?;
-                &tag
+                (tag.as_str(), false)
             }
             // Not every server gives a commit by its hash, and none by a part of it: it is looked for among all branches.
             Err(Trouble::Failed(_)) if is_hex(branch) && branch.len() >= 4 => {
                 self.fetch_refs("+refs/heads/*:refs/remotes/origin/*")?;
-                branch
+                (branch, true)
             }
             Err(trouble) => return Err(trouble),
         };
-        let commit = format!("{name}^{{commit}}");
-        let mut command = self.here();
-        command.args(["rev-parse", "--verify", "--quiet", "--end-of-options"]);
-        let found = self
-            .task
-            .run_any(command.arg(&commit), self.wanted.time_max)?;
-        let revision = String::from_utf8_lossy(&found.output).trim().to_owned();
-        match is_hash(&revision) {
-            true => Ok(revision),
-            false if is_hex(branch) => Err(Trouble::Failed(format!(
+        match self.commit(name)? {
+            // A branch that is gone may have looked like a hash.
+            (_, Some(revision)) if !by_hash || revision.starts_with(branch) => Ok(revision),
+            _ if by_hash => Err(Trouble::Failed(format!(
                 "there is no commit {branch} in {}",
                 shown(self.wanted.uri)
             ))),
-            false => Err(Trouble::Clone(self.task.complaint(&command, &found))),
+            (complaint, _) => Err(Trouble::Clone(complaint)),
         }
+    }
+
+    /// The hash of the commit that a name means in the clone; else what git says.
+    fn commit(&self, name: &str) -> Result<(String, Option<String>), Trouble> {
+        let mut command = self.here();
+        command
+            .args(["rev-parse", "--verify", "--quiet", "--end-of-options"])
+            .arg(format!("{name}^{{commit}}"));
+        let ended = self.task.run_any(&mut command, self.wanted.time_max)?;
+        let said = String::from_utf8_lossy(&ended.output).trim().to_owned();
+        let complaint = self.task.complaint(&command, &ended);
+        Ok((complaint, Some(said).filter(|said| is_hash(said))))
     }
 
     fn fetch_refs(&self, refspec: &str) -> Result<(), Trouble> {

@@ -40,14 +40,12 @@ use ureq::Agent;
 
 use super::input::{FetchedInput, InputSpec};
 use crate::config::inputs::InputSettings;
+use crate::config::project::INPUT_KINDS;
 use crate::config::Settings;
 use crate::db::{DbError, Pool};
 use crate::store::local::LocalStore;
 use crate::store::roots::GcRoots;
 use task::{Task, Trouble};
-
-/// Every type there is, in the order of the manual.
-pub use crate::config::project::INPUT_KINDS as KINDS;
 
 /// Why an input could not be fetched. Its text is what people read on the jobset's page.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +54,7 @@ pub enum FetchError {
     #[error("inputs cannot be fetched: {0}")]
     Unusable(String),
     /// No such type.
-    #[error("input ‘{input}’ has unknown type ‘{kind}’; there are {}", KINDS.join(", "))]
+    #[error("input ‘{input}’ has unknown type ‘{kind}’; there are {}", INPUT_KINDS.join(", "))]
     UnknownKind { input: String, kind: String },
     /// What is configured cannot be meant.
     #[error("input ‘{input}’ ({kind}): {what}")]

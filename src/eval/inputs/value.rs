@@ -13,14 +13,25 @@ const HIDDEN: &str = "***";
 /// # Errors
 /// What is wrong with it.
 pub fn words(value: &str) -> Result<Vec<&str>, Trouble> {
-    plain(value)?;
-    let words: Vec<&str> = value.split(' ').filter(|word| !word.is_empty()).collect();
+    let words = any_words(value)?;
     match words.iter().find(|word| word.starts_with('-')) {
         Some(word) => Err(wrong(format!(
             "`{word}` begins with `-` and could be taken for an option"
         ))),
         None => Ok(words),
     }
+}
+
+/// The words of a value, whatever they begin with.
+///
+/// # Errors
+/// That the value is not one line of text.
+pub fn any_words(value: &str) -> Result<Vec<&str>, Trouble> {
+    let blank = |c: char| matches!(c, ' ' | '\t');
+    let words = value.trim().split(blank).filter(|word| !word.is_empty());
+    let words: Vec<&str> = words.collect();
+    words.iter().try_for_each(|word| plain(word))?;
+    Ok(words)
 }
 
 /// Makes sure that a value is one line of text.
@@ -139,6 +150,7 @@ mod tests {
             assert!(words(bad).is_err(), "{bad}");
         }
         assert!(matches!(words("u  'b c'"), Ok(words) if words == ["u", "'b", "c'"]));
+        assert!(matches!(words(" u\tb \n"), Ok(words) if words == ["u", "b"]));
         let check = |uri| check_uri(uri, &["https", "ssh"], true);
         for bad in [
             "ext::sh",
