@@ -20,7 +20,7 @@ pub fn fetch(task: &Task<'_>) -> Result<FetchedInput, Trouble> {
     }
     // The clone's place is that of the whole address; darcs and the cache get it without file://.
     let uri = given.strip_prefix("file://").unwrap_or(given);
-    let clone = task.clone_dir("darcs", given)?;
+    let clone = task.clone_dir("darcs", given, task.time_max())?;
     with_clone(&clone, || update(task, &clone, uri))
 }
 

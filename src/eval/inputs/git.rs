@@ -116,7 +116,7 @@ fn is_hex(word: &str) -> bool {
 
 pub fn fetch(task: &Task<'_>) -> Result<FetchedInput, Trouble> {
     let wanted = parse(task)?;
-    let clone = task.clone_dir("git", wanted.uri)?;
+    let clone = task.clone_dir("git", wanted.uri, wanted.time_max)?;
     let git = Git {
         task,
         dir: clone.dir.join(".git"),

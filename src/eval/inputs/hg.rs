@@ -18,7 +18,7 @@ pub fn fetch(task: &Task<'_>) -> Result<FetchedInput, Trouble> {
         _ => return Err(wrong("expected `URI [REVISION]`")),
     };
     check_uri(uri, SCHEMES, true)?;
-    let clone = task.clone_dir("hg", uri)?;
+    let clone = task.clone_dir("hg", uri, task.time_max())?;
     with_clone(&clone, || update(task, &clone, uri, id))
 }
 

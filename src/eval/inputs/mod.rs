@@ -168,10 +168,16 @@ impl Fetcher {
         };
         let (input, kind) = (spec.name.clone(), spec.kind.clone());
         fetched.map_err(|trouble| match trouble {
-            Trouble::Wrong(what) => FetchError::Value { input, kind, what },
-            Trouble::Failed(what) | Trouble::Clone(what) => {
-                FetchError::Failed { input, kind, what }
-            }
+            Trouble::Wrong(what) => FetchError::Value {
+                input,
+                kind,
+                what: task.without_secrets(&what),
+            },
+            Trouble::Failed(what) | Trouble::Clone(what) => FetchError::Failed {
+                input,
+                kind,
+                what: task.without_secrets(&what),
+            },
             Trouble::Database(cause) => FetchError::Database { input, cause },
             Trouble::Stopped => FetchError::Stopped { input },
         })

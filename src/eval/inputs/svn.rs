@@ -62,7 +62,7 @@ pub fn fetch(task: &Task<'_>, form: Form) -> Result<FetchedInput, Trouble> {
     let cached = match cached.filter(|cached| name_part(&cached.store_path) == name) {
         Some(cached) => cached,
         None => {
-            let clone = task.clone_dir("svn", uri)?;
+            let clone = task.clone_dir("svn", uri, task.time_max())?;
             let cached = with_clone(&clone, || {
                 let copy = clone.dir.join("svn-checkout");
                 log::info!(

@@ -161,15 +161,25 @@ impl<'a> Task<'a> {
             from += 1;
         }
         let plain = text::presentable(&text.as_bytes()[from..], WORDS_BYTES_MAX);
-        value::without(plain.trim(), &self.secrets)
+        self.without_secrets(plain.trim())
     }
 
-    /// Where the clone of a repository is; waits for whoever else uses it.
-    pub fn clone_dir(&self, kind: &str, uri: &str) -> Result<CloneDir, Trouble> {
+    /// Text without what in the value nobody should see.
+    pub fn without_secrets(&self, text: &str) -> String {
+        value::without(text, &self.secrets)
+    }
+
+    /// Where the clone of a repository is; waits for whoever else uses it, whose programs have this limit too.
+    pub fn clone_dir(
+        &self,
+        kind: &str,
+        uri: &str,
+        time_max: Duration,
+    ) -> Result<CloneDir, Trouble> {
         let name = hex_encode(&sha256(uri.as_bytes()));
         let dir = self.fetcher.scm_dir.join(kind).join(&name);
         let path = dir.with_file_name(format!("{name}.lock"));
-        let wait_max = self.time_max() * PROGRAMS_MAX;
+        let wait_max = time_max * PROGRAMS_MAX;
         let lock = LockFile::take_within(&path, wait_max, &|| self.is_stopping())
             .map_err(|error| file("lock", &path, &error))?;
         match lock {
