@@ -244,6 +244,21 @@ fn an_error_of_an_evaluation_goes_to_the_owner_who_wants_it() {
         .lines()
         .any(|line| line.starts_with("X-Hydra-Instance: http://")));
     assert!(hydrad.terminate().success());
+
+    // What cannot be sent waits here alone: Hydra's notifier does not know such an event.
+    let mut hydrad = place
+        .hydrad(&["notify"])
+        .env("HYDRA_MAIL_SINK", "/nonexistent/sink")
+        .start();
+    hydrad.wait_log("notifier: active");
+    announce_error(1);
+    hydrad.wait_log("/nonexistent/sink: No such file or directory; try 1 failed");
+    hydrad.wait_sql(
+        &place.db,
+        "select count(*) = 1 from hydrad.deliveries where state = 'waiting' and attempts > 0",
+    );
+    assert_eq!(place.rows("select count(*) from TaskRetries"), 0);
+    assert!(hydrad.terminate().success());
 }
 
 #[test]
@@ -1209,5 +1224,44 @@ fn a_specification_is_read_from_the_store_of_outputs() {
         &place.db,
         "select errorMsg like '%nix store cat%' from Jobsets where name = '.jobsets'",
     );
+    assert!(hydrad.terminate().success());
+}
+
+#[test]
+fn a_log_that_cannot_be_compressed_yet_is_compressed_later() {
+    use std::os::unix::fs::PermissionsExt;
+    let place = Place::new("");
+    let dir = place.dir.sub("build-logs", RunAs::Unprivileged);
+    let dir = dir.join("ab");
+    std::fs::create_dir(&dir).expect("a folder");
+    let log = dir.join("c-x.drv");
+    std::fs::write(&log, "what the builder said\n").expect("a log");
+    RunAs::Unprivileged.give_tree(&dir);
+    let mode = |mode: u32| {
+        std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(mode)).expect("a mode");
+    };
+    mode(0o555);
+    place.builds(1..=1);
+    let mut hydrad = place.notifier();
+    let payload = format!("1\t1\t{}", log.display());
+    announce(&mut place.client(), "step_finished", &payload);
+    hydrad.wait_sql(
+        &place.db,
+        "select count(*) = 1 from hydrad.deliveries
+         where target = 'CompressLog' and state = 'waiting' and last_error like '%Permission denied%'",
+    );
+    assert!(log.exists(), "nothing is lost meanwhile");
+    mode(0o755);
+    hydrad.wait_sql(
+        &place.db,
+        "select count(*) = 1 from hydrad.deliveries where target = 'CompressLog' and state = 'delivered'",
+    );
+    let text = output_of(
+        Command::new("bzip2")
+            .arg("-dc")
+            .arg(dir.join("c-x.drv.bz2")),
+    );
+    assert_eq!(text, "what the builder said");
+    assert!(!log.exists());
     assert!(hydrad.terminate().success());
 }

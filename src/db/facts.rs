@@ -314,6 +314,14 @@ pub fn progress(conn: &mut Conn, builds: &[i32], evals: &[i32]) -> Result<Vec<Pr
     Ok(rows.iter().map(progress).collect())
 }
 
+/// The newest evaluations that have not ended.
+pub fn open_evaluations(conn: &mut Conn, count_max: usize) -> Result<Vec<i32>, DbError> {
+    let count_max = i64::try_from(count_max).unwrap_or(i64::MAX);
+    let sql = include_str!("../../sql/notify/select_open_evaluations.sql");
+    let rows = conn.query(sql, &[&count_max])?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
 /// The builds of an evaluation that ended after `since`, and otherwise than the one before.
 pub fn evaluation_changes(
     conn: &mut Conn,

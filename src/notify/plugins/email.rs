@@ -62,11 +62,13 @@ pub struct Email {
     printed: bool,
     /// HYDRA_FORCE_SEND_MAIL: whatever the status was and is.
     forced: bool,
-    /// Recipients that were told, by event that was not told to all.
-    told: Mutex<BTreeMap<i64, BTreeSet<String>>>,
-    /// Evaluations of which something had not ended when it was looked at.
-    open: Mutex<BTreeSet<i32>>,
 }
+
+/// Recipients that were told, by event that was not told to all. The process's, so that reading hydra.conf again forgets nothing.
+static TOLD: Mutex<BTreeMap<i64, BTreeSet<String>>> = Mutex::new(BTreeMap::new());
+
+/// Evaluations of which something had not ended when it was looked at; `None`: it was not looked for them yet.
+static OPEN: Mutex<Option<BTreeSet<i32>>> = Mutex::new(None);
 
 /// A mail before it is one.
 struct Letter {
@@ -105,8 +107,6 @@ impl Email {
             sink: set("HYDRA_MAIL_SINK"),
             printed: true_in_perl("HYDRA_MAIL_TEST"),
             forced: true_in_perl("HYDRA_FORCE_SEND_MAIL"),
-            told: Mutex::default(),
-            open: Mutex::default(),
         })
     }
 
@@ -227,8 +227,15 @@ impl Email {
     /// Evaluations that have ended become events of their own, once for each last end.
     fn announce_finished(&self, pool: &Pool, builds: &[i32]) -> Result<(), DbError> {
         // Held until the event is written: two builds that end at the same time announce once.
-        let mut open = lock(&self.open);
+        let mut open = lock(&OPEN);
         let mut conn = pool.get(CONNECTION_MAX)?;
+        let open = match open.as_mut() {
+            Some(open) => open,
+            None => {
+                let found = facts::open_evaluations(&mut conn, REMEMBERED_MAX)?;
+                open.insert(found.into_iter().collect())
+            }
+        };
         let count = match builds.is_empty() {
             true => REMEMBERED_MAX,
             false => LOOKED_AT_MAX,
@@ -377,7 +384,7 @@ impl Email {
     /// Hands over what was not yet; the failures that may be cured by another try come first.
     fn hand_over(&self, call: &Call<'_>, letters: Vec<Letter>) -> Result<(), Failure> {
         let told = |to: &str| {
-            lock(&self.told)
+            lock(&TOLD)
                 .get(&call.event_id)
                 .is_some_and(|told| told.contains(to))
         };
@@ -396,7 +403,7 @@ impl Email {
             }
             match self.send(call, &letter) {
                 Ok(()) => {
-                    let mut told = lock(&self.told);
+                    let mut told = lock(&TOLD);
                     told.entry(call.event_id).or_default().insert(letter.to);
                     if told.len() > REMEMBERED_MAX {
                         told.pop_first();
@@ -404,7 +411,7 @@ impl Email {
                 }
                 Err(failure) if failure.ended == Ended::Refused => {
                     log::warn!("no mail for {}: {}", letter.to, failure.text);
-                    lock(&self.told)
+                    lock(&TOLD)
                         .entry(call.event_id)
                         .or_default()
                         .insert(letter.to);
@@ -420,7 +427,7 @@ impl Email {
         if let Some(failure) = failed {
             return Err(failure);
         }
-        lock(&self.told).remove(&call.event_id);
+        lock(&TOLD).remove(&call.event_id);
         refused.map_or(Ok(()), Err)
     }
 
@@ -639,7 +646,8 @@ impl Plugin for Email {
     }
 
     fn sweep(&self, pool: &Pool) -> Result<(), DbError> {
-        match lock(&self.open).is_empty() {
+        let is_idle = lock(&OPEN).as_ref().is_some_and(BTreeSet::is_empty);
+        match is_idle || !self.digest {
             true => Ok(()),
             false => self.announce_finished(pool, &[]),
         }
