@@ -63,11 +63,11 @@ simulate: release ## Run the plan against a made-up build farm (ARGS=... for its
 bindir := $(PREFIX)/bin
 unitdir := $(PREFIX)/lib/systemd/system
 confdir := $(SYSCONFDIR)/hydrad
-units := hydrad.service hydrad-queue-runner.service hydrad-notify.service hydrad-metrics.socket hydrad-status.socket \
-	hydrad-update-gc-roots.service hydrad-update-gc-roots.timer hydrad-prune.service hydrad-prune.timer \
+units := hydrad.service hydrad-queue-runner.service hydrad-evaluator.service hydrad-notify.service hydrad-metrics.socket \
+	hydrad-status.socket hydrad-update-gc-roots.service hydrad-update-gc-roots.timer hydrad-prune.service hydrad-prune.timer \
 	hydrad-send-stats.service
 sharedir := $(PREFIX)/share/hydrad
-links := hydra-queue-runner hydra-notify hydra-init hydra-update-gc-roots hydra-create-user \
+links := hydra-queue-runner hydra-evaluator hydra-notify hydra-init hydra-update-gc-roots hydra-create-user \
 	hydra-send-stats hydra-eval-jobset
 rendered := target/install
 

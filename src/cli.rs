@@ -35,6 +35,8 @@ pub enum Command {
     #[command(version)]
     QueueRunner(QueueRunnerArgs),
     #[command(version)]
+    Evaluator(EvaluatorArgs),
+    #[command(version)]
     Notify(NotifyArgs),
     #[command(version)]
     EvalJobset(admin::eval_jobset::EvalJobsetArgs),
@@ -141,6 +143,40 @@ pub struct QueueRunnerArgs {
     pub option: Vec<String>,
 }
 
+/// Run the evaluator alone, or evaluate one jobset
+///
+/// Evaluates each enabled jobset when it is triggered or its check interval is over, several at the same time, each in a
+/// process of its own (`hydrad eval-jobset`). Stands by while another evaluator of hydrad's works on the same database, and
+/// takes over when that is gone. For units and scripts made for Hydra's hydra-evaluator: all of that program's options are
+/// understood.
+///
+///   hydrad evaluator                  the service
+///   hydrad evaluator nixpkgs trunk    evaluate this jobset now, once, whatever the schedule says
+///   hydrad status                     what is evaluated and what is due
+///   hydrad explain nixpkgs:trunk      why a jobset is not evaluated
+///
+/// SIGTERM stops: evaluations are ended (SIGTERM, after `stop_timeout` SIGKILL) and made again after the next start. SIGHUP
+/// reads hydra.conf again. Exit code with PROJECT and JOBSET: 0 however the evaluation ended, as in Hydra (`hydrad eval-jobset`
+/// tells that), 1 if there is no such jobset or it is disabled.
+#[derive(Args, Debug)]
+#[command(verbatim_doc_comment)]
+pub struct EvaluatorArgs {
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// Evaluate this jobset once, and exit
+    #[arg(value_names = ["PROJECT", "JOBSET"], num_args = 2)]
+    pub jobset: Vec<String>,
+    /// Say that nothing is being evaluated, and exit
+    ///
+    /// Jobsets that an evaluator which is gone left looking as if they were being evaluated do not any more. For
+    /// ExecStopPost=; the next start does the same. Exit code 1 if an evaluator is at work.
+    #[arg(long, conflicts_with = "jobset")]
+    pub unlock: bool,
+    /// Nix's `--option NAME VALUE`, taken for compatibility and ignored
+    #[arg(long, num_args = 2, value_names = ["NAME", "VALUE"], action = clap::ArgAction::Append, hide = true)]
+    pub option: Vec<String>,
+}
+
 /// Run the notifier alone
 ///
 /// Hears what PostgreSQL announces and tells whoever hydra.conf names: <runcommand> and <webhook> blocks. Stands by while
@@ -196,6 +232,7 @@ pub fn arguments(args: impl IntoIterator<Item = std::ffi::OsString>) -> Vec<std:
         Some("hydra-send-stats") => "send-stats",
         Some("hydra-eval-jobs") => "eval-jobs",
         Some("hydra-eval-jobset") => "eval-jobset",
+        Some("hydra-evaluator") => "evaluator",
         _ => return args,
     };
     args.insert(1, service.into());

@@ -14,12 +14,17 @@ fn main() -> ExitCode {
     let cli = Cli::parse_from(arguments(std::env::args_os()));
     let serves = matches!(
         cli.command,
-        Command::Run(_) | Command::QueueRunner(_) | Command::Notify(_) | Command::EvalJobset(_)
+        Command::Run(_)
+            | Command::QueueRunner(_)
+            | Command::Evaluator(_)
+            | Command::Notify(_)
+            | Command::EvalJobset(_)
     );
     start_log(&cli, serves);
     let result = match cli.command {
         Command::Run(args) => admin::serve::run(&args),
         Command::QueueRunner(args) => admin::serve::queue_runner(&args),
+        Command::Evaluator(args) => admin::serve::evaluate(&args),
         Command::Notify(args) => admin::serve::notify(&args),
         Command::EvalJobset(args) => admin::eval_jobset::run(&args),
         Command::Init(args) => admin::serve::init(&args),

@@ -355,7 +355,7 @@ fn wrong_values_are_refused_with_their_place() {
             "services = queue-runner web",
             "queue-runner, evaluator, notify",
         ),
-        ("services = evaluator", "this release has no evaluator"),
+        ("max_concurrent_evals = many", "a whole number from 0"),
         ("store_mode = direct", "deprecated, please use store_uri"),
         ("xxx-jobset-repeats = a:b", "project:jobset:N"),
         ("xxx-jobset-repeats = a:b:101", "N up to 100"),
@@ -383,7 +383,7 @@ fn foreign_settings_are_judged_and_their_values_never_shown() {
     for (key, verdict) in [
         ("xxx-jobset-repeats", Verdict::Used),
         ("google_client_id", Verdict::Ignored),
-        ("max_concurrent_evals", Verdict::NotYetUsed),
+        ("max_concurrent_evals", Verdict::Used),
         ("binary_cache_dir", Verdict::Deprecated),
         ("max_db_conections", Verdict::Unknown),
         ("<githubstatus>", Verdict::Ignored),
@@ -397,6 +397,55 @@ fn foreign_settings_are_judged_and_their_values_never_shown() {
         .note
         .contains("`max_db_connections`"));
     assert!(row("<s3backup>").note.contains("hydra-notify"));
+}
+
+#[test]
+fn who_has_a_database_of_its_own_does_everybodys_work_and_nobody_else_unasked() {
+    let services = |conf: &str, with_state: bool| {
+        let place = Place::new(conf);
+        let state = Override {
+            key: "data_dir",
+            value: place.dir.path().display().to_string(),
+            option: "--state".into(),
+        };
+        let overrides = if with_state { vec![state] } else { Vec::new() };
+        let settings = Settings::load(&place.env(), &overrides).unwrap();
+        settings.services
+    };
+    let all = [Service::QueueRunner, Service::Evaluator, Service::Notify];
+    assert_eq!(services("", true), all);
+    assert_eq!(services("", false), [Service::QueueRunner]);
+    let one = services("services = evaluator\n", true);
+    assert_eq!(one, [Service::Evaluator]);
+}
+
+/// `HYDRAD_TEST_WRITE=1` writes it.
+#[test]
+fn the_example_file_is_the_commented_one() {
+    const TAIL: &str = "\n# ---- What this installation sets\n";
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf/hydra.conf");
+    let file = fs::read_to_string(&path).unwrap();
+    let (head, tail) = file.split_once(TAIL).expect("what the installation sets");
+    if std::env::var_os("HYDRAD_TEST_WRITE").is_some() {
+        fs::write(&path, format!("{}{TAIL}{tail}", commented_conf())).unwrap();
+        return;
+    }
+    // Wherever its lines are broken.
+    let words = |text: &str| -> Vec<String> {
+        let words = text.split_whitespace().filter(|word| *word != "#");
+        words.map(str::to_owned).collect()
+    };
+    let (had, wanted) = (words(head), words(&commented_conf()));
+    let same = had.iter().zip(&wanted).take_while(|(a, b)| a == b).count();
+    let around = |words: &[String]| {
+        words
+            .iter()
+            .skip(same)
+            .take(20)
+            .cloned()
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(around(&had), around(&wanted));
 }
 
 #[test]

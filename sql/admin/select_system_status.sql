@@ -1,2 +1,2 @@
--- Caller: status, queue, queue-runner --status. Index: primary key.
-select status::text from SystemStatus where what = 'queue-runner'
+-- Caller: status, queue, explain, queue-runner --status. Index: primary key.
+select status::text from SystemStatus where what = $1

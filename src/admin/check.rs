@@ -9,7 +9,7 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use super::check_notifier;
+use super::{check_evaluator, check_notifier};
 use crate::config::machines::{LocalHost, MachineLine, MachinesFiles, MachinesFromEnv};
 use crate::config::settings::{self, Override, Service, Settings, Verdict};
 use crate::db::locks::{self, CONNECTIONS_BESIDE_POOL};
@@ -156,6 +156,7 @@ pub fn rows(input: &CheckInput<'_>) -> Vec<CheckRow> {
     folder_rows(&settings, &mut rows);
     program_rows(input.env, &settings, &mut rows);
     rows.extend((input.store_rows)());
+    rows.extend(check_evaluator::rows(&settings));
     rows.extend(check_notifier::rows(&settings));
     rows
 }
@@ -415,9 +416,12 @@ fn reached_database_rows(
         let mut missing = schema::missing_rights(client)?;
         if settings.services.contains(&Service::Notify) {
             missing.extend(schema::missing_rights_of_notifier(client)?);
-            missing.sort();
-            missing.dedup();
         }
+        if settings.services.contains(&Service::Evaluator) {
+            missing.extend(schema::missing_rights_of_evaluator(client)?);
+        }
+        missing.sort();
+        missing.dedup();
         match missing.is_empty() {
             true => push(
                 "rights",
@@ -449,9 +453,10 @@ fn reached_database_rows(
     }
     for (service, name) in [
         (Service::QueueRunner, "queue runner"),
+        (Service::Evaluator, "evaluator"),
         (Service::Notify, "notifier"),
     ] {
-        if service == Service::Notify && !settings.services.contains(&service) {
+        if service != Service::QueueRunner && !settings.services.contains(&service) {
             continue;
         }
         for session in locks::foreign_sessions(client, service)? {

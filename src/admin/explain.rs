@@ -8,7 +8,7 @@ use postgres::Client;
 use serde_json::Value;
 
 use super::connect::{environment, StateArgs};
-use super::over_http;
+use super::{evaluator_status, over_http};
 use crate::db::{questions, DbTarget};
 use crate::model::BuildId;
 use crate::plan::explanation::Subject;
@@ -20,19 +20,21 @@ use crate::store::logs::LogStore;
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 const APPLICATION: &str = "hydrad-explain";
 
-/// Say why a build does not build, or what it is doing
+/// Say why a build does not build, a jobset is not evaluated, or what they are doing
 ///
 /// BUILD is a number: the shortest chain of what it waits for, and why the end of that chain does
 /// not run; for a build that has ended, how, and where its log is. DRV is a derivation's path or
-/// base name. Anything else is a MACHINE as in the first column of the machines file: its slots,
+/// base name. PROJECT:JOBSET: whether it is being evaluated, when it will be and what it waits for, and
+/// what was wrong the last time. Anything else is a MACHINE as in the first column of the machines file: its slots,
 /// running steps, last errors and standing.
 ///
 ///   hydrad explain 1234
 ///   hydrad explain /nix/store/...-hello-2.12.drv
 ///   hydrad explain ssh://builder.example.org
+///   hydrad explain nixpkgs:trunk
 ///   hydrad explain 1234 --json | jq .now.step.at.state
 ///
-/// Asks the running queue runner through the database, so this works on any host that reaches it;
+/// Asks the running queue runner (of a jobset, the evaluator) through the database, so this works on any host that reaches it;
 /// if that is away, at `status_address`; if none answers, what the tables tell is shown. Exit code: 0 when there is such a thing, 1 when
 /// there is not or no queue runner answered.
 #[derive(clap::Args, Debug)]
@@ -40,8 +42,8 @@ const APPLICATION: &str = "hydrad-explain";
 pub struct ExplainArgs {
     #[command(flatten)]
     pub state: StateArgs,
-    /// A build's number, a derivation, or a machine
-    #[arg(value_name = "BUILD|DRV|MACHINE")]
+    /// A build's number, a derivation, a jobset, or a machine
+    #[arg(value_name = "BUILD|DRV|PROJECT:JOBSET|MACHINE")]
     pub what: String,
     /// Print the whole answer as JSON
     #[arg(long)]
@@ -53,6 +55,14 @@ pub struct ExplainArgs {
 pub fn run(args: &ExplainArgs) -> Result<ExitCode> {
     let settings = args.state.settings()?;
     let target = args.state.target(&settings)?;
+    // Without the database there is nothing to be had of jobsets.
+    let names = evaluator_status::jobset_names(&args.what);
+    if let (Some(names), Ok(mut client)) = (names, target.connect(APPLICATION)) {
+        let told = evaluator_status::explain(&target, &mut client, APPLICATION, names, args.json)?;
+        if let Some(code) = told {
+            return Ok(code);
+        }
+    }
     let subject = subject(&args.what, |base| {
         let store = LocalStore::from_env(&environment, &settings.nix_daemon_program);
         store.dir().join(base)

@@ -130,7 +130,12 @@ fn show(args: &MachinesArgs) -> Result<ExitCode> {
 fn asked(state: &StateArgs, settings: &Settings) -> Result<(Option<Value>, Vec<MachineOrder>)> {
     let target = state.target(settings)?;
     let mut client = target.connect(APPLICATION_NAME)?;
-    let answer = system_status::ask(&target, &mut client, APPLICATION_NAME)?;
+    let answer = system_status::ask(
+        system_status::QUEUE_RUNNER,
+        &target,
+        &mut client,
+        APPLICATION_NAME,
+    )?;
     // Hydra's own queue runner answers too, and has no such table.
     let orders = orders::read(&mut client).unwrap_or_default();
     Ok((answer.report.filter(|_| answer.answered), orders))

@@ -111,7 +111,12 @@ impl Costs {
 pub fn run(args: &QueueArgs) -> Result<ExitCode> {
     let target = args.state.target(&args.state.settings()?)?;
     let mut client = target.connect(APPLICATION_NAME)?;
-    let answer = system_status::ask(&target, &mut client, APPLICATION_NAME)?;
+    let answer = system_status::ask(
+        system_status::QUEUE_RUNNER,
+        &target,
+        &mut client,
+        APPLICATION_NAME,
+    )?;
     let report = answer.report.filter(|_| answer.answered);
 
     let queued: Vec<Queued> = client

@@ -108,10 +108,11 @@ fn report(state: &StateArgs, settings: &crate::config::Settings) -> Result<Optio
     let target = state.target(settings)?;
     let mut client = target.connect(APPLICATION_NAME)?;
     // As Hydra's program has it: where there is no report nobody is asked.
-    if !system_status::is_reported(&mut client)? {
+    let reporter = system_status::QUEUE_RUNNER;
+    let answer = system_status::ask_if_up(reporter, &target, &mut client, APPLICATION_NAME)?;
+    let Some(answer) = answer else {
         return Ok(None);
-    }
-    let answer = system_status::ask(&target, &mut client, APPLICATION_NAME)?;
+    };
     anyhow::ensure!(
         answer.answered,
         "the queue runner does not answer; is it running?"

@@ -1,20 +1,24 @@
 //! The commands that need settings and database put together: `run` and `queue-runner`, `init`, `check`.
 
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{anyhow, bail, Context as _, Result};
+use crossbeam_channel::{unbounded, Receiver, Sender};
 
 use super::check::{self, CheckInput, CheckRow, Mark};
 use super::connect::{absolute, environment, is_seen_by_collector};
 use super::{init as init_command, system_status, table};
-use crate::cli::{CheckCommand, InitCommand, NotifyArgs, QueueRunnerArgs, RunArgs};
+use crate::cli::{CheckCommand, EvaluatorArgs, InitCommand, NotifyArgs, QueueRunnerArgs, RunArgs};
 use crate::config::settings::{Override, Service, Settings};
 use crate::db::connect::{self, DbTarget};
 use crate::db::embedded::Embedded;
 use crate::db::schema::{self, NewVersion, SchemaState};
+use crate::eval::service as evaluator;
 use crate::model::{BuildId, BuildStatus};
 use crate::notify;
 use crate::queue;
@@ -23,6 +27,8 @@ use crate::queue::trust::{self, Trust};
 use crate::store::local::LocalStore;
 use crate::store::nix_conf;
 use crate::store::uri::StoreUri;
+use crate::sys::cgroup::Delegated;
+use crate::sys::signals::Signal;
 use crate::sys::systemd::Sockets;
 use crate::sys::{heartbeat, process, signals, thread};
 
@@ -45,12 +51,80 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
 /// # Errors
 /// When the service cannot start, or with `--queued-only` when the database is away.
 pub fn notify(args: &NotifyArgs) -> Result<ExitCode> {
-    let services = Override {
+    let only = Only::Notifier(args.queued_only);
+    serve(&args.run, vec![alone(Service::Notify)], only)
+}
+
+/// `hydrad evaluator`, with the options of Hydra's program.
+///
+/// # Errors
+/// When the service cannot start, or what was asked for cannot be done.
+pub fn evaluate(args: &EvaluatorArgs) -> Result<ExitCode> {
+    if args.unlock {
+        return unlock_evaluator(&args.run);
+    }
+    match args.jobset.as_slice() {
+        [project, jobset] => evaluate_one(&args.run, project, jobset),
+        _ => serve(&args.run, vec![alone(Service::Evaluator)], Only::Evaluator),
+    }
+}
+
+/// What makes a service the only one.
+fn alone(service: Service) -> Override {
+    Override {
         key: "services",
-        value: Service::Notify.name().to_owned(),
-        option: "notify".to_owned(),
+        value: service.name().to_owned(),
+        option: service.name().to_owned(),
+    }
+}
+
+/// `--unlock` of the evaluator. Exit code 1 if one is at work.
+fn unlock_evaluator(args: &RunArgs) -> Result<ExitCode> {
+    let settings = args.state.settings()?;
+    let target = args.state.target(&settings)?;
+    match evaluator::unlock(&target) {
+        Ok(jobsets) => {
+            log::info!(
+                "unlocked: {jobsets} jobsets do not look as if they were being evaluated any more"
+            );
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(evaluator::Error::Running(who)) => {
+            eprintln!("error: an evaluator is at work: {who}");
+            Ok(ExitCode::FAILURE)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// `hydrad evaluator PROJECT JOBSET`: exit code 0 however it ended, as in C++.
+fn evaluate_one(args: &RunArgs, project: &str, jobset: &str) -> Result<ExitCode> {
+    let signals = signals::listen().context("cannot listen to signals")?;
+    let settings = args.state.settings()?;
+    let config = evaluator::Config {
+        target: args.state.target(&settings)?,
+        settings,
+        overrides: Vec::new(),
+        beside: true,
+        alone: false,
+        groups: None,
     };
-    serve(&args.run, vec![services], Only::Notifier(args.queued_only))
+    match evaluator::evaluate_one(&config, project, jobset, &signals)? {
+        evaluator::One::Missing => {
+            eprintln!("error: the specified jobset does not exist or is disabled");
+            Ok(ExitCode::FAILURE)
+        }
+        evaluator::One::Interrupted => {
+            eprintln!("error: interrupted by the user");
+            Ok(ExitCode::FAILURE)
+        }
+        evaluator::One::Ended(error) => {
+            if let Some(error) = error {
+                eprintln!("error: {error}");
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+    }
 }
 
 /// What of the services is meant.
@@ -61,6 +135,65 @@ enum Only {
     QueueRunner(Option<BuildId>),
     /// With `--queued-only` or without.
     Notifier(bool),
+    Evaluator,
+}
+
+impl Only {
+    fn has(self, service: Service, settings: &Settings) -> bool {
+        match self {
+            Only::Configured => settings.services.contains(&service),
+            Only::QueueRunner(_) => service == Service::QueueRunner,
+            Only::Notifier(_) => service == Service::Notify,
+            Only::Evaluator => service == Service::Evaluator,
+        }
+    }
+}
+
+/// A service that runs beside another one of this process.
+struct Beside {
+    name: &'static str,
+    signals: Sender<Signal>,
+    stopping: Arc<AtomicBool>,
+    thread: JoinHandle<Result<()>>,
+}
+
+impl Beside {
+    fn start(
+        name: &'static str,
+        serve: impl FnOnce(&Receiver<Signal>) -> Result<()> + Send + 'static,
+    ) -> Result<Beside> {
+        // A signal or two.
+        let (signals, inbox) = unbounded();
+        let stopping = Arc::new(AtomicBool::new(false));
+        let is_stopping = stopping.clone();
+        let body = move || {
+            let served = AssertUnwindSafe(|| serve(&inbox));
+            let result = catch_unwind(served).unwrap_or_else(|_| Err(anyhow!("BUG: it panicked")));
+            // A signal to stop may have come to it before it came to us.
+            if let (Err(error), false) = (&result, is_stopping.load(Ordering::SeqCst)) {
+                log::error!("the service '{name}' has ended: {error:#}; leaving, so that the next start makes everything right");
+                std::process::exit(1);
+            }
+            result
+        };
+        let thread = thread::spawn(name, body).context("the system refuses a thread")?;
+        Ok(Beside {
+            name,
+            signals,
+            stopping,
+            thread,
+        })
+    }
+
+    /// Ends it and waits for that.
+    fn stop(self) -> Result<()> {
+        self.stopping.store(true, Ordering::SeqCst);
+        let _ = self.signals.send(Signal::Stop);
+        match self.thread.join() {
+            Ok(result) => result,
+            Err(_) => bail!("the service '{}' panicked", self.name),
+        }
+    }
 }
 
 /// `hydrad queue-runner`, with the options of Hydra's program.
@@ -109,6 +242,11 @@ fn serve(args: &RunArgs, overrides: Vec<Override>, only: Only) -> Result<ExitCod
     let signals = signals::listen().context("cannot listen to signals")?;
     let overrides = [args.state.overrides()?, overrides].concat();
     let settings = Settings::load(&environment, &overrides)?;
+    // Before anything is started that would have to move.
+    let groups = match only.has(Service::Evaluator, &settings) {
+        true => evaluator::take_groups(),
+        false => None,
+    };
     let (target, embedded) = match &args.state.state {
         None => (DbTarget::from_env(&environment, &settings)?, None),
         Some(dir) => {
@@ -123,7 +261,9 @@ fn serve(args: &RunArgs, overrides: Vec<Override>, only: Only) -> Result<ExitCod
     if !is_seen_by_collector(&settings.gc_roots_dir) {
         log::warn!("{}", unseen_roots(&settings));
     }
-    let code = serve_all(args, settings, target, overrides, sockets, only, &signals);
+    let code = serve_all(
+        args, settings, target, overrides, sockets, only, groups, &signals,
+    );
     if let Some(embedded) = embedded {
         LEAVING.store(true, Ordering::SeqCst);
         embedded.stop()?;
@@ -132,6 +272,7 @@ fn serve(args: &RunArgs, overrides: Vec<Override>, only: Only) -> Result<ExitCod
 }
 
 /// Runs what is meant of the services, to its end.
+#[allow(clippy::too_many_arguments)] // what `serve` has found out
 fn serve_all(
     args: &RunArgs,
     settings: Settings,
@@ -139,31 +280,73 @@ fn serve_all(
     overrides: Vec<Override>,
     sockets: Mutex<Sockets>,
     only: Only,
-    signals: &crossbeam_channel::Receiver<signals::Signal>,
+    groups: Option<Delegated>,
+    signals: &Receiver<Signal>,
 ) -> Result<ExitCode> {
-    let serves = |service| match only {
-        Only::Configured => settings.services.contains(&service),
-        Only::QueueRunner(_) => service == Service::QueueRunner,
-        Only::Notifier(_) => service == Service::Notify,
-    };
-    let (queue_runner, notifier) = (serves(Service::QueueRunner), serves(Service::Notify));
-    let notifier = notifier.then(|| notify::Config {
+    let has = |service| only.has(service, &settings);
+    let is_queue_runner = has(Service::QueueRunner);
+    let evaluator = has(Service::Evaluator).then(|| evaluator::Config {
+        settings: settings.clone(),
+        target: target.clone(),
+        overrides: overrides.clone(),
+        beside: args.beside,
+        alone: !is_queue_runner,
+        groups,
+    });
+    let notifier = has(Service::Notify).then(|| notify::Config {
         settings: settings.clone(),
         overrides: overrides.clone(),
         target: target.clone(),
         metrics: None,
         beside: args.beside,
         queued_only: only == Only::Notifier(true),
-        alone: !queue_runner,
+        alone: !is_queue_runner && evaluator.is_none(),
     });
-    if !queue_runner {
-        let notifier = notifier.context("`services` names nothing that this release has")?;
-        notify::Notifier::prepare(notifier)?.run(signals)?;
-        return Ok(ExitCode::SUCCESS);
+    let mut evaluator = evaluator.map(evaluator::Evaluator::prepare).transpose()?;
+    let mut notifier = notifier.map(notify::Notifier::prepare).transpose()?;
+    // One has this thread: the first of them that there is. The others hear what it hears.
+    let mut besides = Vec::new();
+    if let Some(evaluator) = evaluator.take_if(|_| is_queue_runner) {
+        let serve = move |signals: &Receiver<Signal>| Ok(evaluator.run(signals)?);
+        besides.push(Beside::start("evaluator", serve)?);
     }
-    let beside = notifier.map(notify::Beside::start).transpose()?;
-    let reloaded = beside.iter().map(notify::Beside::signals).collect();
-    let signals = &signals::shared(signals, reloaded).context("cannot share signals")?;
+    if let Some(notifier) = notifier.take_if(|_| is_queue_runner || evaluator.is_some()) {
+        let serve = move |signals: &Receiver<Signal>| Ok(notifier.run(signals)?);
+        besides.push(Beside::start("notify", serve)?);
+    }
+    let (last, others): (Vec<&Beside>, Vec<&Beside>) =
+        besides.iter().partition(|beside| beside.name == "notify");
+    let ways = |besides: Vec<&Beside>| besides.iter().map(|b| b.signals.clone()).collect();
+    let signals = &signals::shared(signals, ways(last), ways(others))
+        .context("cannot share signals between services")?;
+    let code = match (evaluator, notifier) {
+        (Some(evaluator), _) => evaluator
+            .run(signals)
+            .map(|()| ExitCode::SUCCESS)
+            .map_err(Into::into),
+        (None, Some(notifier)) => notifier
+            .run(signals)
+            .map(|()| ExitCode::SUCCESS)
+            .map_err(Into::into),
+        (None, None) => run_queue(args, settings, target, overrides, sockets, only, signals),
+    };
+    // The notifier ends last: it tells of what the last steps led to.
+    let stopped: Vec<Result<()>> = besides.into_iter().map(Beside::stop).collect();
+    let code = code?;
+    stopped.into_iter().collect::<Result<()>>()?;
+    Ok(code)
+}
+
+/// Runs the queue runner to its end.
+fn run_queue(
+    args: &RunArgs,
+    settings: Settings,
+    target: DbTarget,
+    overrides: Vec<Override>,
+    sockets: Mutex<Sockets>,
+    only: Only,
+    signals: &Receiver<Signal>,
+) -> Result<ExitCode> {
     let build_one = match only {
         Only::QueueRunner(build_one) => build_one,
         _ => None,
@@ -176,11 +359,7 @@ fn serve_all(
         build_one,
         sockets,
     };
-    let result = queue::run(&config, signals);
-    // The notifier ends last: it tells of what the last steps led to.
-    let stopped = beside.map_or(Ok(()), notify::Beside::stop);
-    result?;
-    stopped?;
+    queue::run(&config, signals)?;
     match build_one {
         Some(id) => tell_of_one(&config.target, id),
         None => Ok(ExitCode::SUCCESS),

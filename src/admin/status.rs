@@ -1,4 +1,4 @@
-//! `hydrad status`: how the queue runner is, asked through PostgreSQL, so that it works from any host.
+//! `hydrad status`: how the queue runner and the evaluator are, asked through PostgreSQL, so that it works from any host.
 
 use std::process::ExitCode;
 
@@ -6,21 +6,22 @@ use anyhow::Result;
 use serde_json::{json, Value};
 
 use super::connect::StateArgs;
-use super::{system_status, table};
+use super::system_status::{self, EVALUATOR, QUEUE_RUNNER};
+use super::{evaluator_status, table};
 use crate::model::BuildStatus;
 use crate::sys::clock::unix_now;
 
 const APPLICATION_NAME: &str = "hydrad-status";
 
-/// Show what the queue runner is doing
+/// Show what the queue runner and the evaluator are doing
 ///
-/// Asks the running queue runner through the database (NOTIFY dump_status), so this works from any host that
-/// reaches it. Exit code: 0 when it answers, 1 when it does not.
+/// Asks them through the database (NOTIFY dump_status, hydrad_evaluator_status), so this works from any host that reaches it.
+/// The evaluator is asked if one of hydrad's has been at work. Exit code: 0 when the queue runner answers, 1 when it does not.
 #[derive(clap::Args, Debug)]
 pub struct StatusArgs {
     #[command(flatten)]
     pub state: StateArgs,
-    /// Print JSON: the queue runner's own report, the running steps and the last builds
+    /// Print JSON: the services' own reports, the running steps and the last builds
     #[arg(long)]
     pub json: bool,
     /// How many finished builds to show
@@ -36,7 +37,8 @@ pub fn run(args: &StatusArgs) -> Result<ExitCode> {
     let mut client = target.connect(APPLICATION_NAME)?;
     let system_status::Answer {
         answered, report, ..
-    } = system_status::ask(&target, &mut client, APPLICATION_NAME)?;
+    } = system_status::ask(QUEUE_RUNNER, &target, &mut client, APPLICATION_NAME)?;
+    let evaluator = system_status::ask_if_up(EVALUATOR, &target, &mut client, APPLICATION_NAME)?;
     let unfinished: i64 = client
         .query_one(include_str!("../../sql/admin/count_queue.sql"), &[])?
         .get(0);
@@ -67,10 +69,14 @@ pub fn run(args: &StatusArgs) -> Result<ExitCode> {
         println!(
             "{}",
             json!({"answered": answered, "unfinishedBuilds": unfinished, "runningSteps": running, "lastBuilds": recent,
-                "queueRunner": report})
+                "queueRunner": report,
+                "evaluator": evaluator.as_ref().map(|told| json!({"answered": told.answered, "report": told.report}))})
         );
     } else {
         print_report(answered, unfinished, report.as_ref());
+        if let Some(evaluator) = &evaluator {
+            evaluator_status::print(evaluator);
+        }
         print_running(&running);
         print_recent(&recent);
     }

@@ -1,5 +1,5 @@
-//! The queue runner's own report, asked for through the database: the row `queue-runner` of `SystemStatus`, renewed on
-//! NOTIFY `dump_status`. Hydra's queue runner answers the same.
+//! A service's own report, asked for through the database: its row of `SystemStatus`, renewed on a notification. The queue runner's
+//! is renewed on `dump_status`, which Hydra's queue runner answers as well.
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -11,12 +11,33 @@ use serde_json::Value;
 use super::connect::StateArgs;
 use crate::db::connect::DbTarget;
 use crate::db::listen::Listener;
-use crate::db::DbError;
+use crate::db::{evaluator, DbError};
 
-/// A queue runner that is there answers within this time (Hydra's too).
+/// A service that is there answers within this time (Hydra's queue runner too).
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
-/// What is known of the queue runner.
+/// Whose report it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Reporter {
+    /// `SystemStatus.what`.
+    what: &'static str,
+    /// The channel on which it is asked, and the one on which it says that it has answered.
+    asked: &'static str,
+    answered: &'static str,
+}
+
+pub const QUEUE_RUNNER: Reporter = Reporter {
+    what: "queue-runner",
+    asked: "dump_status",
+    answered: "status_dumped",
+};
+pub const EVALUATOR: Reporter = Reporter {
+    what: "evaluator",
+    asked: evaluator::ASKED,
+    answered: evaluator::ANSWERED,
+};
+
+/// What is known of a service.
 pub struct Answer {
     /// It has renewed its report just now.
     pub answered: bool,
@@ -30,12 +51,13 @@ pub struct Answer {
 /// # Errors
 /// Of the database.
 pub fn ask(
+    reporter: Reporter,
     target: &DbTarget,
     client: &mut Client,
     application_name: &str,
 ) -> Result<Answer, DbError> {
-    let mut listener = Listener::connect(target, application_name, &["status_dumped"])?;
-    client.execute("select pg_notify('dump_status', '')", &[])?;
+    let mut listener = Listener::connect(target, application_name, &[reporter.answered])?;
+    client.execute("select pg_notify($1, '')", &[&reporter.asked])?;
     let until = Instant::now() + ANSWER_MAX;
     let mut answered = false;
     while let Some(left) = until.checked_duration_since(Instant::now()) {
@@ -44,7 +66,7 @@ pub fn ask(
             break;
         }
     }
-    let text = read(client)?;
+    let text = read(reporter, client)?;
     let report = text
         .as_deref()
         .and_then(|text| serde_json::from_str(text).ok());
@@ -55,19 +77,27 @@ pub fn ask(
     })
 }
 
-/// Whether there is a report, so that a queue runner should be up.
+/// As [`ask`], where there is a report; without one nobody is up, and nobody is asked.
 ///
 /// # Errors
 /// Of the database.
-pub fn is_reported(client: &mut Client) -> Result<bool, DbError> {
-    Ok(read(client)?.is_some())
+pub fn ask_if_up(
+    reporter: Reporter,
+    target: &DbTarget,
+    client: &mut Client,
+    application_name: &str,
+) -> Result<Option<Answer>, DbError> {
+    match read(reporter, client)? {
+        None => Ok(None),
+        Some(_) => ask(reporter, target, client, application_name).map(Some),
+    }
 }
 
-/// The report as it is in the table; `None` if no queue runner is up.
-fn read(client: &mut Client) -> Result<Option<String>, DbError> {
+/// The report as it is in the table; `None` if no such service is up.
+fn read(reporter: Reporter, client: &mut Client) -> Result<Option<String>, DbError> {
     let row = client.query_opt(
         include_str!("../../sql/admin/select_system_status.sql"),
-        &[],
+        &[&reporter.what],
     )?;
     Ok(row
         .map(|row| row.get::<_, String>(0))
@@ -83,11 +113,10 @@ pub fn print(state: &StateArgs) -> Result<ExitCode> {
     let target = state.target(&state.settings()?)?;
     let mut client = target.connect(NAME)?;
     // As in C++: where there is no report nobody is asked.
-    if !is_reported(&mut client)? {
+    let Some(answer) = ask_if_up(QUEUE_RUNNER, &target, &mut client, NAME)? else {
         println!("{{\"status\":\"down\"}}");
         return Ok(ExitCode::SUCCESS);
-    }
-    let answer = ask(&target, &mut client, NAME)?;
+    };
     match &answer.text {
         Some(text) => println!("{}", text.replace('\n', " ")),
         None => println!("{{\"status\":\"down\"}}"),

@@ -142,14 +142,15 @@ const fn count(min: u64, max: u64) -> Kind {
     Kind::Count { min, max }
 }
 
-use Role::{Deprecated, Fatal, NotImplemented, NotYetUsed, UsedBy, WebServer};
+use Role::{Deprecated, Fatal, NotImplemented, UsedBy, WebServer};
 use Service::{Evaluator, Notify, QueueRunner};
 
 /// Every key that Hydra or hydrad knows. Order: that of the commented example file.
 pub const DEFINITIONS: &[Definition] = &[
     used("services", Kind::Words, "queue-runner",
-        "The services `hydrad run` starts: queue-runner, notify or both. This release has no evaluator; leave \
-         Hydra's own hydra-evaluator running, and hydra-notify where notify is not among them."),
+        "The services `hydrad run` starts: queue-runner, evaluator, notify. With --state, where nobody else \
+         does their work, all three if this is not set; with a database of yours the queue runner alone, so \
+         that Hydra's own programs for the others go on beside it."),
     used("ignore_settings", Kind::Words, "",
         "Keys and blocks of Hydra's that hydrad does not implement and that are to be ignored \
          here. Without this such a setting is an error, because something you rely on (a backup, \
@@ -175,8 +176,8 @@ pub const DEFINITIONS: &[Definition] = &[
          together) or project:jobset:N, separated by blanks. Not set: no limit. A step that several \
          jobsets want may run as long as one of them has room."),
     used("min_free_space", Kind::Bytes, "1073741824",
-        "When less than this is free where the store, the logs and hydrad's own files are, nothing is \
-         started until there is more; running steps go on. 0: it is not looked."),
+        "When less than this is free where the store, the logs and hydrad's own files are, no step and no \
+         evaluation is started until there is more; running ones go on. 0: it is not looked."),
     used("machine_min_free_space", Kind::Bytes, "1073741824",
         "When less than this is free where a machine's store is, nothing is started on that machine \
          until there is more. Machines in use are asked with `df` over ssh. 0: none is asked."),
@@ -228,7 +229,8 @@ pub const DEFINITIONS: &[Definition] = &[
     used("stop_timeout", Kind::Seconds, "60",
         "When hydrad is told to stop, it starts nothing new and gives running steps this long."),
     used("queue_poll_interval", Kind::Seconds, "60",
-        "How often the queue is read without a notification, as a safety net. 0: never."),
+        "How often the queue, and by the evaluator the list of jobsets, is read without a notification, as a \
+         safety net. 0: never."),
     used("max_tries", count(1, 100), "5",
         "How often a step is tried that fails for a reason which another try may cure."),
     used("retry_interval", Kind::Seconds, "60",
@@ -294,6 +296,26 @@ pub const DEFINITIONS: &[Definition] = &[
     used("prune_steps", Kind::Seconds, "0",
         "`hydrad prune` deletes the steps of builds that ended longer ago than this. 0: none. The builds stay, with \
          outputs, products, metrics and logs; what is kept, current or recorded as failed keeps its steps."),
+    used("max_concurrent_evals", count(0, 1024), "4",
+        "How many evaluations may be under way at the same time; 0 counts as 1. evaluator_memory_budget may \
+         allow fewer."),
+    used("evaluator_memory_budget", Kind::Bytes, "0",
+        "How much memory all evaluations together may use. Each is counted with evaluator_workers times \
+         evaluator_max_memory_size; one may always run. Where a control group of its own can be had, no \
+         evaluation gets more than this. 0: three quarters of this host's memory."),
+    used("evaluator_timeout", Kind::Seconds, "21600",
+        "An evaluation is ended after this time, with everything it has started, and that is its error. \
+         0: never."),
+    used("evaluator_backoff_max", Kind::Seconds, "3600",
+        "A jobset whose evaluation failed twice or more in a row is checked ever more rarely: after twice its \
+         check interval, four times, and so on, up to this. When it is triggered it is evaluated at once. \
+         0: always after its check interval."),
+    used("evaluator_address", Kind::Address, "127.0.0.1:9197",
+        "Where the evaluator serves /metrics (Prometheus), /healthz and /status. none: nowhere."),
+    used("eval_jobset_program", Kind::Text, "",
+        "The program that makes one evaluation, called with a project and a jobset. Not set: hydrad itself \
+         (`hydrad eval-jobset`). `hydra-eval-jobset` of Hydra's own works too, as long as a jobset needs \
+         something that hydrad lacks."),
     used("evaluator_program", Kind::Choice(&["builtin", "nix-eval-jobs"]), "builtin",
         "What evaluates the jobs of a jobset: hydrad itself, in processes of the installed Nix, or the \
          program nix-eval-jobs. Installing that program alone changes nothing."),
@@ -338,7 +360,6 @@ pub const DEFINITIONS: &[Definition] = &[
          store_uri = ...?secret-key=FILE")),
     other("nar_buffer_size", Deprecated("it has no effect since 2020; remove it")),
     // The evaluator's.
-    other("max_concurrent_evals", NotYetUsed(Evaluator)),
     other("evaluator_max_heap_size", Deprecated(
         "it has no effect since 2020; evaluator_max_memory_size bounds the memory of an evaluating process")),
     // The notifier's.
@@ -468,12 +489,6 @@ pub enum ConfigError {
         what: String,
         hint: String,
     },
-    /// A service that this release does not have.
-    #[error(
-        "{at}: this release has no {}; remove it from `services` and leave Hydra's own {} running",
-        .service.name(), .service.hydra_program()
-    )]
-    NoSuchService { at: Source, service: Service },
     /// A plugin's block of the notifier.
     #[error(transparent)]
     Plugin(#[from] PluginError),
@@ -645,6 +660,15 @@ pub struct Settings {
     pub inputs: InputSettings,
     /// Whether the block `<dynamicruncommand>` has `enable`.
     pub dynamic_run_command: bool,
+    pub max_concurrent_evals: u32,
+    /// 0: a share of this host's memory.
+    pub evaluator_memory_budget_bytes: u64,
+    /// `None`: an evaluation may take for ever.
+    pub evaluator_timeout: Option<Duration>,
+    pub evaluator_backoff_max: Duration,
+    pub evaluator_address: Option<Address>,
+    /// `None`: hydrad itself.
+    pub eval_jobset_program: Option<String>,
     /// HYDRA_DATA.
     pub data_dir: PathBuf,
     pub data_dir_source: Source,
@@ -866,6 +890,12 @@ pub fn survey(
             ],
         ),
         dynamic_run_command: values.block_says("dynamicruncommand", "enable"),
+        max_concurrent_evals: values.count("max_concurrent_evals"),
+        evaluator_memory_budget_bytes: values.bytes("evaluator_memory_budget"),
+        evaluator_timeout: values.seconds_or_off("evaluator_timeout"),
+        evaluator_backoff_max: values.seconds("evaluator_backoff_max"),
+        evaluator_address: values.address("evaluator_address"),
+        eval_jobset_program: values.optional("eval_jobset_program").map(|(path, _)| path),
         ignore_settings,
         services,
         data_dir,
@@ -1354,12 +1384,12 @@ impl Values<'_> {
             }
             (!services.is_empty()).then_some(services)
         };
-        let (services, at) = self.value("services", Self::default_of("services"), parse);
-        for service in services.iter().copied().filter(|s| *s == Evaluator) {
-            let at = at.clone();
-            self.errors.push(ConfigError::NoSuchService { at, service });
-        }
-        services
+        // Beside a database of its own there is nobody else to do their work.
+        let default = match self.overrides.iter().any(|o| o.key == "data_dir") {
+            true => "queue-runner evaluator notify",
+            false => Self::default_of("services"),
+        };
+        self.value("services", default, parse).0
     }
 }
 

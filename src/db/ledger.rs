@@ -7,21 +7,13 @@
 //! Every transaction that writes first makes sure that the notifier's advisory lock is still held by our session, and that nobody who
 //! gets the lock meanwhile goes on before it has ended.
 
-use std::time::Duration;
-
+use super::guard::{Commit, Guarded};
 use super::locks::LockProof;
 use super::pool::{Conn, Pool, Tx};
 use super::{DbError, Notification};
+use crate::config::settings::Service;
 use crate::model::UnixSecs;
 
-/// How long to wait for a pooled connection.
-const CONNECTION_MAX: Duration = Duration::from_secs(30);
-/// A row that somebody else holds is waited for no longer; the transaction is tried again.
-const LOCK_TIMEOUT: &str = "2s";
-/// A transaction in which nothing happens for this long is ended by PostgreSQL: its process stands still.
-const STANDSTILL_MAX: &str = "10s";
-/// Tries of a transaction that lost a race.
-const TRIES_MAX: u32 = 5;
 /// Events planned in one transaction.
 pub const PLANNED_MAX: i64 = 1_000;
 /// What was given up is kept so many times as long as what was delivered.
@@ -86,24 +78,6 @@ pub struct Outcome {
     pub error: Option<String>,
 }
 
-/// What a crash of PostgreSQL may undo (one of hydrad never undoes anything that was committed).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Commit {
-    OnDisk,
-    /// The last moments: then something is planned or told once more.
-    Soon,
-}
-
-impl Commit {
-    /// For `synchronous_commit`.
-    fn word(self) -> &'static str {
-        match self {
-            Commit::OnDisk => "on",
-            Commit::Soon => "off",
-        }
-    }
-}
-
 /// How full the ledger is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Backlog {
@@ -116,69 +90,21 @@ pub struct Backlog {
 
 /// The ledger, for whoever holds the notifier's lock.
 pub struct Ledger {
-    pool: Pool,
-    proof: LockProof,
+    guarded: Guarded,
 }
 
 impl Ledger {
     pub fn new(pool: Pool, proof: LockProof) -> Ledger {
-        Ledger { pool, proof }
+        // Before the lock is asked about: who has lost it cannot write after the next one has begun.
+        let fence = include_str!("../../sql/notify/fence.sql");
+        Ledger {
+            guarded: Guarded::new(pool, Service::Notify, Some(proof)).fenced(fence),
+        }
     }
 
     /// Once this returns it is on PostgreSQL's disk.
     fn write<T>(&self, work: impl FnMut(&mut Tx<'_>) -> Result<T, DbError>) -> Result<T, DbError> {
-        self.commit(Commit::OnDisk, work)
-    }
-
-    fn commit<T>(
-        &self,
-        commit: Commit,
-        mut work: impl FnMut(&mut Tx<'_>) -> Result<T, DbError>,
-    ) -> Result<T, DbError> {
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let mut conn = self.pool.get(CONNECTION_MAX)?;
-            match self.write_once(&mut conn, commit, &mut work) {
-                Err(error) if error.is_retryable() && tries < TRIES_MAX => {}
-                result => return result,
-            }
-        }
-    }
-
-    fn write_once<T>(
-        &self,
-        conn: &mut Conn,
-        commit: Commit,
-        work: &mut impl FnMut(&mut Tx<'_>) -> Result<T, DbError>,
-    ) -> Result<T, DbError> {
-        let mut tx = conn.transaction()?;
-        // Before the lock is asked about: who has lost it cannot write after the next one has begun.
-        tx.query(
-            include_str!("../../sql/notify/fence.sql"),
-            &[&STANDSTILL_MAX],
-        )?;
-        let proof = &self.proof;
-        let held: bool = tx.query(
-            include_str!("../../sql/queue/guard_transaction.sql"),
-            &[
-                &proof.backend_pid,
-                &proof.class,
-                &proof.object,
-                &LOCK_TIMEOUT,
-                &commit.word(),
-            ],
-        )?[0]
-            .get(2);
-        if !held {
-            return Err(DbError::LockLost {
-                service: "notify",
-                reason: "another session may have taken it".to_owned(),
-            });
-        }
-        let result = work(&mut tx)?;
-        tx.commit()?;
-        Ok(result)
+        self.guarded.commit(Commit::OnDisk, work)
     }
 
     /// Says that a notifier is at work and what it wants to hear of. Whatever the one before us was writing has ended then.
@@ -276,7 +202,7 @@ impl Ledger {
         now: UnixSecs,
         targets_of: impl Fn(&EventRow) -> Vec<String>,
     ) -> Result<(usize, Vec<WaitingRow>), DbError> {
-        self.commit(Commit::Soon, |tx| {
+        self.guarded.commit(Commit::Soon, |tx| {
             let sql = include_str!("../../sql/notify/select_new_events.sql");
             let rows = tx.query(sql, &[&PLANNED_MAX])?;
             let events: Vec<EventRow> = rows.iter().map(event).collect();
@@ -324,10 +250,10 @@ impl Ledger {
 
     /// What waits for a target, the oldest first.
     pub fn waiting(&self, target: &str, rows_max: usize) -> Result<Vec<WaitingRow>, DbError> {
-        let mut conn = self.pool.get(CONNECTION_MAX)?;
         let rows_max = i64::try_from(rows_max).unwrap_or(i64::MAX);
         let sql = include_str!("../../sql/notify/select_waiting.sql");
-        let rows = conn.query(sql, &[&target, &rows_max])?;
+        let read = |conn: &mut Conn| conn.query(sql, &[&target, &rows_max]);
+        let rows = self.guarded.read(read)?;
         let waiting = |row: &postgres::Row| WaitingRow {
             event: EventRow {
                 declares: false,
@@ -346,7 +272,8 @@ impl Ledger {
 
     /// Records outcomes, and in the same transaction what Hydra's own notifier would have to know of them.
     pub fn record(&self, now: UnixSecs, outcomes: &[Outcome]) -> Result<(), DbError> {
-        self.commit(Commit::Soon, |tx| record(tx, now, outcomes))
+        self.guarded
+            .commit(Commit::Soon, |tx| record(tx, now, outcomes))
     }
 
     /// What waits for targets that are not among these is given up.

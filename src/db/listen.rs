@@ -8,18 +8,27 @@
 //! everybody's commits fail.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{bounded, Receiver};
 use postgres::fallible_iterator::FallibleIterator;
 use postgres::Client;
 
 use super::connect::DbTarget;
 use super::error::{words, DbError};
+use crate::sys::{heartbeat, thread};
 
 /// A query is sent when nothing was heard for this long: a half-open TCP connection looks just
 /// like silence.
 pub const LIVENESS_INTERVAL: Duration = Duration::from_secs(30);
 const LIVENESS_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often the thread that listens looks whether it is to end.
+const EAR_LOOK: Duration = Duration::from_millis(200);
+/// Notifications that may wait for whoever has the thread; more wait in PostgreSQL's queue, which holds gigabytes.
+const HEARD_MAX: usize = 8_192;
 
 const QUOTE_CHANNEL: &str = include_str!("../../sql/session/quote_channel.sql");
 
@@ -132,5 +141,54 @@ impl Listener {
             payload: n.payload().to_owned(),
             sender_pid: n.process_id(),
         });
+    }
+}
+
+/// A thread that listens, for whoever waits for other things too; it ends when this is dropped.
+pub struct Ear {
+    /// After an error nothing comes any more.
+    pub heard: Receiver<Result<Notification, DbError>>,
+    ending: Arc<AtomicBool>,
+}
+
+impl Ear {
+    /// From the return on nothing is missed, until an error comes out.
+    ///
+    /// # Errors
+    /// When the listening session cannot be had.
+    pub fn listen(
+        target: &DbTarget,
+        application_name: &str,
+        thread_name: &'static str,
+        channels: &[&str],
+    ) -> Result<Ear, DbError> {
+        let mut listener = Listener::connect(target, application_name, channels)?;
+        let (sender, heard) = bounded(HEARD_MAX);
+        let ending = Arc::new(AtomicBool::new(false));
+        let ended = ending.clone();
+        let body = move || {
+            while !ended.load(Ordering::SeqCst) {
+                heartbeat::idle("listening");
+                let message = match listener.next(EAR_LOOK) {
+                    Ok(None) => continue,
+                    Ok(Some(message)) => Ok(message),
+                    Err(error) => Err(error),
+                };
+                let last = message.is_err();
+                if sender.send(message).is_err() || last {
+                    return;
+                }
+            }
+        };
+        thread::spawn(thread_name, body).map_err(|error| DbError::ListenerLost {
+            reason: format!("no thread for it: {error}"),
+        })?;
+        Ok(Ear { heard, ending })
+    }
+}
+
+impl Drop for Ear {
+    fn drop(&mut self) {
+        self.ending.store(true, Ordering::SeqCst);
     }
 }

@@ -9,7 +9,9 @@ pub mod embedded;
 pub mod enqueue;
 pub mod error;
 pub mod evaluations;
+pub mod evaluator;
 pub mod facts;
+pub mod guard;
 pub mod history;
 pub mod input_builds;
 pub mod input_cache;
@@ -39,5 +41,5 @@ pub mod writer;
 
 pub use connect::DbTarget;
 pub use error::DbError;
-pub use listen::{Listener, Notification};
+pub use listen::{Ear, Listener, Notification};
 pub use pool::{Conn, Pool, PooledConn};

@@ -150,6 +150,28 @@ const RIGHTS_USED: &[(&str, &[&str])] = &[
     ("hydrad.events", &["INSERT"]),
 ];
 
+/// What the evaluator and its evaluations do with each table.
+const RIGHTS_OF_EVALUATOR: &[(&str, &[&str])] = &[
+    ("projects", &["SELECT"]),
+    ("jobsets", &["SELECT", "INSERT", "UPDATE"]),
+    ("jobsetinputs", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
+    ("jobsetinputalts", &["SELECT", "INSERT", "DELETE"]),
+    ("evaluationerrors", &["SELECT", "INSERT"]),
+    ("jobsetevals", &["SELECT", "INSERT", "UPDATE"]),
+    ("jobsetevalinputs", &["SELECT", "INSERT"]),
+    ("jobsetevalmembers", &["SELECT", "INSERT"]),
+    ("aggregateconstituents", &["SELECT", "INSERT"]),
+    ("builds", &["SELECT", "INSERT", "UPDATE"]),
+    ("buildoutputs", &["SELECT", "INSERT"]),
+    ("cachedpathinputs", &["SELECT", "INSERT", "UPDATE"]),
+    ("cachedgitinputs", &["SELECT", "INSERT"]),
+    ("cachedhginputs", &["SELECT", "INSERT"]),
+    ("cachedsubversioninputs", &["SELECT", "INSERT"]),
+    ("cachedbazaarinputs", &["SELECT", "INSERT"]),
+    ("cacheddarcsinputs", &["SELECT", "INSERT"]),
+    ("systemstatus", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
+];
+
 /// What the notifier does with each table.
 const RIGHTS_OF_NOTIFIER: &[(&str, &[&str])] = &[
     ("users", &["SELECT"]),
@@ -428,6 +450,11 @@ fn hydrad_state(client: &mut impl GenericClient) -> Result<HydradState, DbError>
 /// The rights on tables that this role lacks for the queue runner, as `UPDATE on builds`.
 pub fn missing_rights(client: &mut Client) -> Result<Vec<String>, DbError> {
     missing_of(client, RIGHTS_USED)
+}
+
+/// The same for the evaluator, and for what it starts.
+pub fn missing_rights_of_evaluator(client: &mut Client) -> Result<Vec<String>, DbError> {
+    missing_of(client, RIGHTS_OF_EVALUATOR)
 }
 
 /// The same for the notifier.

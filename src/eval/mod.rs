@@ -8,6 +8,7 @@
 //! | `jobs` | evaluating the jobs of a source, in processes of the installed Nix |
 //! | `jobset` | one evaluation, from its inputs to its rows |
 //! | `schedule` | when which jobset is evaluated: pure |
+//! | `service` | the service around the schedule, with a child process for each evaluation |
 //!
 //! It does not know tables (`db/`), nor who listens to what it announces.
 
@@ -17,3 +18,4 @@ pub mod job;
 pub mod jobs;
 pub mod jobset;
 pub mod schedule;
+pub mod service;

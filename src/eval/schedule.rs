@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use crate::base::text::{bytes_text, duration};
-use crate::model::{JobsetId, Millis, UnixSecs};
+use crate::model::{JobsetId, Millis, ScheduledJobset, Style, UnixSecs};
 
 /// Who has been due for so long is treated as if it had been triggered then.
 const PATIENCE_SECS: i64 = 3_600;
@@ -61,42 +61,6 @@ impl Limits {
     }
 }
 
-/// `Jobsets.enabled`, but for 0.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Style {
-    Schedule,
-    OneShot,
-    OneAtATime,
-    /// A number that means nothing to Hydra either: never evaluated.
-    Unknown(i32),
-}
-
-impl Style {
-    pub fn from_code(enabled: i32) -> Style {
-        match enabled {
-            1 => Style::Schedule,
-            2 => Style::OneShot,
-            3 => Style::OneAtATime,
-            code => Style::Unknown(code),
-        }
-    }
-}
-
-/// A jobset as its row has it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct JobsetRow {
-    pub id: JobsetId,
-    pub project: Box<str>,
-    pub name: Box<str>,
-    /// 0: never.
-    pub last_checked: UnixSecs,
-    pub trigger: Option<UnixSecs>,
-    pub check_interval_secs: i64,
-    /// It and its project are.
-    pub is_enabled: bool,
-    pub style: Style,
-}
-
 /// How an evaluation ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum How {
@@ -121,7 +85,7 @@ pub enum Why {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Event {
     /// All jobsets that are enabled, and those that are being evaluated and still there.
-    Rows(Vec<JobsetRow>),
+    Rows(Vec<ScheduledJobset>),
     /// So many builds of the jobset's newest evaluation are unfinished.
     Unfinished {
         jobset: JobsetId,
@@ -189,7 +153,7 @@ enum Builds {
 
 #[derive(Clone, Debug)]
 struct Entry {
-    row: JobsetRow,
+    row: ScheduledJobset,
     phase: Phase,
     builds: Builds,
     /// When its last evaluation here ended.
@@ -316,9 +280,9 @@ impl Schedule {
         }
     }
 
-    fn rows(&mut self, rows: Vec<JobsetRow>, actions: &mut Vec<Action>) {
+    fn rows(&mut self, rows: Vec<ScheduledJobset>, actions: &mut Vec<Action>) {
         self.is_away = false;
-        let mut rows: BTreeMap<JobsetId, JobsetRow> =
+        let mut rows: BTreeMap<JobsetId, ScheduledJobset> =
             rows.into_iter().map(|row| (row.id, row)).collect();
         self.jobsets.retain(|id, entry| {
             let row = rows.remove(id);
@@ -504,7 +468,7 @@ impl Schedule {
             .collect()
     }
 
-    pub fn row(&self, jobset: JobsetId) -> Option<&JobsetRow> {
+    pub fn row(&self, jobset: JobsetId) -> Option<&ScheduledJobset> {
         self.jobsets.get(&jobset).map(|entry| &entry.row)
     }
 
@@ -631,7 +595,7 @@ impl Why {
 }
 
 impl Entry {
-    fn new(row: JobsetRow) -> Entry {
+    fn new(row: ScheduledJobset) -> Entry {
         Entry {
             row,
             phase: Phase::Idle,
@@ -763,8 +727,8 @@ mod tests {
         }
     }
 
-    fn row(id: i32) -> JobsetRow {
-        JobsetRow {
+    fn row(id: i32) -> ScheduledJobset {
+        ScheduledJobset {
             id: JobsetId(id),
             project: "p".into(),
             name: format!("s{id}").into(),
@@ -786,7 +750,7 @@ mod tests {
     }
 
     /// An evaluation has ended in this way; its row is as given.
-    fn end(schedule: &mut Schedule, now: Now, how: How, row: JobsetRow) -> Vec<Action> {
+    fn end(schedule: &mut Schedule, now: Now, how: How, row: ScheduledJobset) -> Vec<Action> {
         let jobset = row.id;
         schedule.turn(
             now,
@@ -810,45 +774,45 @@ mod tests {
         let mut schedule = Schedule::new(limits(10));
         let wall = at(0).wall;
         let rows = vec![
-            JobsetRow {
+            ScheduledJobset {
                 last_checked: wall - 400,
                 ..row(1)
             },
-            JobsetRow {
+            ScheduledJobset {
                 last_checked: wall - 500,
                 ..row(2)
             },
             row(3),
-            JobsetRow {
+            ScheduledJobset {
                 trigger: Some(wall - 5),
                 check_interval_secs: 0,
                 last_checked: wall,
                 ..row(4)
             },
-            JobsetRow {
+            ScheduledJobset {
                 trigger: Some(wall - 9),
                 last_checked: wall,
                 style: Style::OneAtATime,
                 ..row(5)
             },
-            JobsetRow {
+            ScheduledJobset {
                 check_interval_secs: 0,
                 ..row(6)
             },
-            JobsetRow {
+            ScheduledJobset {
                 last_checked: wall - 299,
                 ..row(7)
             },
-            JobsetRow {
+            ScheduledJobset {
                 style: Style::OneShot,
                 last_checked: wall - 300,
                 ..row(8)
             },
-            JobsetRow {
+            ScheduledJobset {
                 style: Style::Unknown(7),
                 ..row(9)
             },
-            JobsetRow {
+            ScheduledJobset {
                 last_checked: wall + 3_600,
                 ..row(10)
             },
@@ -898,7 +862,7 @@ mod tests {
         );
         let mut pauses = Vec::new();
         for _ in 0..6 {
-            let checked = JobsetRow {
+            let checked = ScheduledJobset {
                 last_checked: at(secs).wall,
                 ..row(1)
             };
@@ -909,14 +873,14 @@ mod tests {
             assert_eq!(started(&schedule.turn(at(secs), [])), [1]);
         }
         assert_eq!(pauses, [300, 600, 1_200, 2_400, 3_600, 3_600]);
-        let triggered = JobsetRow {
+        let triggered = ScheduledJobset {
             last_checked: at(secs).wall,
             trigger: Some(at(secs).wall),
             ..row(1)
         };
         let actions = end(&mut schedule, at(secs), How::Failed, triggered);
         assert_eq!(started(&actions), [1]);
-        let checked = JobsetRow {
+        let checked = ScheduledJobset {
             last_checked: at(secs).wall,
             ..row(1)
         };
@@ -928,7 +892,7 @@ mod tests {
     fn one_at_a_time_waits_for_its_builds_and_does_not_look_all_the_time() {
         let mut schedule = Schedule::new(limits(1));
         let jobset = JobsetId(1);
-        let one = JobsetRow {
+        let one = ScheduledJobset {
             style: Style::OneAtATime,
             ..row(1)
         };
@@ -957,12 +921,12 @@ mod tests {
     #[test]
     fn what_takes_too_long_is_ended_once_and_what_is_gone_is_ended_too() {
         let mut schedule = Schedule::new(limits(10));
-        let shot = JobsetRow {
+        let shot = ScheduledJobset {
             style: Style::OneShot,
             ..row(3)
         };
         schedule.turn(at(0), [Event::Rows(vec![row(1), row(2), shot.clone()])]);
-        let off = |row| JobsetRow {
+        let off = |row| ScheduledJobset {
             is_enabled: false,
             ..row
         };
@@ -995,7 +959,7 @@ mod tests {
     /// A jobset of the made-up database.
     #[derive(Clone)]
     struct Db {
-        row: JobsetRow,
+        row: ScheduledJobset,
         unfinished: u64,
         /// What the trigger was changed to at the start, to be cleared at the end.
         mark: Option<UnixSecs>,
@@ -1009,7 +973,7 @@ mod tests {
         ms: u64,
         jobsets: BTreeMap<JobsetId, Db>,
         /// What was told last; what it decides is judged by that.
-        told: BTreeMap<JobsetId, JobsetRow>,
+        told: BTreeMap<JobsetId, ScheduledJobset>,
         schedule: Schedule,
         /// When each child ends, how, and whether that is by its own will.
         children: BTreeMap<JobsetId, (u64, How)>,
@@ -1032,7 +996,7 @@ mod tests {
             let held = self.schedule.held_ids();
             let rows = self.jobsets.values().map(|db| db.row.clone());
             let rows = rows.filter(|row| row.is_enabled || held.contains(&row.id));
-            let rows: Vec<JobsetRow> = rows.collect();
+            let rows: Vec<ScheduledJobset> = rows.collect();
             self.told = rows.iter().map(|row| (row.id, row.clone())).collect();
             Event::Rows(rows)
         }
@@ -1180,14 +1144,12 @@ mod tests {
                     db.unfinished = db.unfinished.saturating_sub(1);
                     self.news.push((soon, Event::BuildsChanged));
                 }
-                6 => {
-                    // A one-shot's last transaction.
-                    if self.children.contains_key(&id) && self.told[&id].style == Style::OneShot {
-                        db.row.is_enabled = false;
-                        db.unserved.clear();
-                        self.self_disabled.insert(id);
-                        self.news.push((soon, Event::Rows(Vec::new())));
-                    }
+                // A one-shot's last transaction.
+                6 if self.children.contains_key(&id) && self.told[&id].style == Style::OneShot => {
+                    db.row.is_enabled = false;
+                    db.unserved.clear();
+                    self.self_disabled.insert(id);
+                    self.news.push((soon, Event::Rows(Vec::new())));
                 }
                 7 => {
                     db.row.is_enabled = !db.row.is_enabled;
@@ -1258,7 +1220,7 @@ mod tests {
     }
 
     fn made_up(random: &mut Random, id: JobsetId) -> Db {
-        let row = JobsetRow {
+        let row = ScheduledJobset {
             check_interval_secs: [0, 30, 300, 3_600][random.below(4) as usize],
             style: Style::from_code(1 + random.below(3) as i32),
             ..row(id.0)

@@ -5,11 +5,10 @@
 //! later generation, and recorded then unless somebody else has decided about it meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{bounded, select, Receiver, Sender};
+use crossbeam_channel::{select, Receiver, Sender};
 
 use super::event::{self, Event, CHANNELS, DUMP_METRICS};
 use super::meters::{End, Meters};
@@ -23,18 +22,14 @@ use crate::db::ledger::{
 };
 use crate::db::locks::ServiceLock;
 use crate::db::pool::Pool;
-use crate::db::{DbError, DbTarget, Listener, Notification};
+use crate::db::{DbError, Ear, Notification};
 use crate::model::{Millis, UnixSecs};
 use crate::sys::clock::PlanClock;
+use crate::sys::heartbeat;
 use crate::sys::signals::Signal;
-use crate::sys::{heartbeat, thread};
 
-/// Notifications that may wait for the dispatcher; more wait in PostgreSQL's queue, which holds gigabytes.
-const HEARD: usize = 8_192;
 /// Notifications taken into the ledger in one transaction.
 const HEARD_AT_ONCE: usize = 1_000;
-/// How often the listener looks whether it is to end.
-const LISTEN_LOOK: Duration = Duration::from_millis(200);
 /// How often the lock is made sure of, what was left over is looked at, and old rows are deleted.
 const CHECK_EVERY: Duration = Duration::from_secs(10);
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
@@ -249,7 +244,9 @@ impl Dispatcher {
         self.new_plan();
         self.ledger = Some(Ledger::new(self.pool.clone(), lock.proof()?));
         // First, so that nothing is missed between looking and listening.
-        let ear = Ear::listen(&config.target)?;
+        // To all, whoever wants to hear of them: that may change, and nothing is to be missed or heard twice then.
+        let channels = [&CHANNELS[..], &[DUMP_METRICS, RELEASED]].concat();
+        let ear = Ear::listen(&config.target, APPLICATION_NAME, "notify-listen", &channels)?;
         self.take_over()?;
         log::info!("notifier: active");
         self.meters.active(true);
@@ -747,46 +744,3 @@ impl Dispatcher {
 
 /// An operator has released held events; empty payload.
 pub const RELEASED: &str = "hydrad_notifications";
-
-/// The thread that listens; it ends when this is dropped.
-struct Ear {
-    heard: Receiver<Result<Notification, DbError>>,
-    ending: Arc<AtomicBool>,
-}
-
-impl Ear {
-    /// From the return on nothing is missed, until an error comes out.
-    fn listen(target: &DbTarget) -> Result<Ear, DbError> {
-        // All, whoever wants to hear of them: that may change, and nothing is to be missed or heard twice then.
-        let mut channels = CHANNELS.to_vec();
-        channels.extend([DUMP_METRICS, RELEASED]);
-        let mut listener = Listener::connect(target, APPLICATION_NAME, &channels)?;
-        let (sender, heard) = bounded(HEARD);
-        let ending = Arc::new(AtomicBool::new(false));
-        let ended = ending.clone();
-        let body = move || {
-            while !ended.load(Ordering::SeqCst) {
-                heartbeat::idle("listening");
-                let message = match listener.next(LISTEN_LOOK) {
-                    Ok(None) => continue,
-                    Ok(Some(message)) => Ok(message),
-                    Err(error) => Err(error),
-                };
-                let last = message.is_err();
-                if sender.send(message).is_err() || last {
-                    return;
-                }
-            }
-        };
-        thread::spawn("notify-listen", body).map_err(|error| DbError::ListenerLost {
-            reason: format!("no thread for it: {error}"),
-        })?;
-        Ok(Ear { heard, ending })
-    }
-}
-
-impl Drop for Ear {
-    fn drop(&mut self) {
-        self.ending.store(true, Ordering::SeqCst);
-    }
-}

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam_channel::{bounded, unbounded, Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::{bounded, Receiver, RecvTimeoutError, Sender};
 
 use crate::config::hydra_conf::{self, Document};
 use crate::config::notify::{self as blocks, Plugins};
@@ -426,40 +426,4 @@ fn work(jobs: &Receiver<Job>, done: &Sender<Done>, stopping: &AtomicBool) {
 fn refuse_foreign(client: &mut postgres::Client) -> Result<(), Error> {
     let at_work = locks::foreign_at_work(client, Service::Notify, "notifier")?;
     at_work.map_or(Ok(()), |why| Err(Error::Running(why)))
-}
-
-/// A notifier that runs beside another service of this process.
-pub struct Beside {
-    signals: Sender<Signal>,
-    thread: JoinHandle<Result<(), Error>>,
-}
-
-impl Beside {
-    /// # Errors
-    /// When it cannot start.
-    pub fn start(config: Config) -> Result<Beside, Error> {
-        let notifier = Notifier::prepare(config)?;
-        // A signal or two.
-        let (signals, inbox) = unbounded();
-        let thread =
-            thread::spawn("notify", move || notifier.run(&inbox)).map_err(Error::System)?;
-        Ok(Beside { signals, thread })
-    }
-
-    /// Where it hears signals.
-    pub fn signals(&self) -> Sender<Signal> {
-        self.signals.clone()
-    }
-
-    /// Ends it and waits for that.
-    ///
-    /// # Errors
-    /// With what it ended before.
-    pub fn stop(self) -> Result<(), Error> {
-        let _ = self.signals.send(Signal::Stop);
-        self.thread.join().unwrap_or_else(|_| {
-            log::error!("the notifier panicked");
-            Ok(())
-        })
-    }
 }

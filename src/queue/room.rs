@@ -3,8 +3,6 @@
 //!
 //! A machine is asked with `df`, by the way that leads to its store. One that cannot be asked is none that is short.
 
-use std::ffi::CString;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
@@ -22,6 +20,7 @@ use crate::plan::event::{Event, Hold};
 use crate::store::uri::StoreUri;
 use crate::sys::heartbeat;
 use crate::sys::kill::KillSwitch;
+use crate::sys::space::{free_in, needed};
 use crate::sys::thread;
 
 /// Machines asked at the same time.
@@ -65,14 +64,6 @@ struct Known {
     short: bool,
     silences: u32,
     version_asked: Option<Instant>,
-}
-
-/// Less than this is too little. What was too little has to become a tenth more, so that it does not go to and fro.
-fn needed(min: u64, is_short: bool) -> u64 {
-    match is_short {
-        false => min,
-        true => min.saturating_add(min / 10),
-    }
 }
 
 impl Room {
@@ -222,20 +213,6 @@ fn tell(context: &Context, machine: &Machine, why: Option<String>) {
     });
 }
 
-/// Bytes that we may still use in the file system of a folder, which need not exist yet; `None` if the system does not say.
-fn free_in(path: &Path) -> Option<u64> {
-    let nearest = path.ancestors().find(|ancestor| ancestor.exists())?;
-    let name = CString::new(nearest.as_os_str().as_bytes()).ok()?;
-    // SAFETY: all zeroes is a value of this plain structure.
-    let mut of: libc::statvfs = unsafe { std::mem::zeroed() };
-    // SAFETY: `name` ends in NUL, and both live until the call returns.
-    if unsafe { libc::statvfs(name.as_ptr(), &mut of) } != 0 {
-        return None;
-    }
-    #[allow(clippy::unnecessary_cast)] // narrower on some systems
-    (of.f_bavail as u64).checked_mul(of.f_frsize as u64)
-}
-
 /// The body of the thread. A message means: look now.
 pub fn watch(
     context: &Arc<Context>,
@@ -258,24 +235,5 @@ pub fn watch(
         if context.is_stopping() {
             return;
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn room_is_that_of_the_nearest_folder_that_exists() {
-        let here = free_in(Path::new("/")).expect("a root");
-        assert!(here > 0);
-        let below = free_in(Path::new("/surely/not/there")).expect("its root");
-        assert!(below.abs_diff(here) < 1 << 30);
-    }
-
-    #[test]
-    fn what_was_too_little_has_to_become_a_tenth_more() {
-        assert_eq!((needed(100, false), needed(100, true)), (100, 110));
-        assert_eq!(needed(u64::MAX, true), u64::MAX);
     }
 }

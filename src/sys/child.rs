@@ -21,6 +21,14 @@ const OURS_ALONE: [&str; 7] = [
     "IN_SYSTEMD",
 ];
 
+/// Takes away the variables that mean us and nobody we start.
+pub fn without_ours(command: &mut Command) -> &mut Command {
+    for ours in OURS_ALONE {
+        command.env_remove(ours);
+    }
+    command
+}
+
 /// A child in a process group of its own.
 #[derive(Debug)]
 pub struct PipedChild {
@@ -41,10 +49,7 @@ pub struct ChildPipes {
 /// # Errors
 /// What the system says of starting it; name the program when passing it on.
 pub fn spawn(command: &mut Command) -> io::Result<(PipedChild, ChildPipes)> {
-    for ours in OURS_ALONE {
-        command.env_remove(ours);
-    }
-    command
+    without_ours(command)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -142,14 +147,11 @@ pub fn run_with_input(
     input: &[u8],
     time_max: Duration,
 ) -> io::Result<Ended> {
-    for ours in OURS_ALONE {
-        command.env_remove(ours);
-    }
     let mut given = memory_file()?;
     given.write_all(input)?;
     given.rewind()?;
     let mut words = memory_file()?;
-    let child = command
+    let child = without_ours(command)
         .stdin(given)
         .stdout(Stdio::null())
         .stderr(words.try_clone()?)
@@ -242,10 +244,7 @@ fn run_watched(
     time_max: Duration,
     stopping: &dyn Fn() -> bool,
 ) -> io::Result<(Option<ExitStatus>, bool)> {
-    for ours in OURS_ALONE {
-        command.env_remove(ours);
-    }
-    let child = command
+    let child = without_ours(command)
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
         .stderr(words.try_clone()?)

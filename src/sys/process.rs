@@ -65,8 +65,18 @@ pub fn usage() -> Usage {
 
 /// How much of this host's memory waits to be written to disk; `None` where the system does not say.
 pub fn dirty_bytes() -> Option<u64> {
+    memory_info("Dirty:")
+}
+
+/// The memory of this host, bytes.
+pub fn memory_bytes() -> Option<u64> {
+    memory_info("MemTotal:")
+}
+
+/// A line of /proc/meminfo.
+fn memory_info(name: &str) -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("Dirty:"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     let kilobytes: u64 = line.split_whitespace().next()?.parse().ok()?;
     kilobytes.checked_mul(1024)
 }

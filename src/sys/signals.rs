@@ -45,26 +45,27 @@ pub fn listen() -> io::Result<Receiver<Signal>> {
     Ok(receiver)
 }
 
-/// For a process with several services: `others` hear of a reload; everything goes to who gets the receiver, and ends the others.
+/// For a process with several services: those of `reloaded` hear of a reload, those of `all` of everything, and so does who gets
+/// the receiver, who ends the others.
 ///
 /// # Errors
 /// When the thread cannot be set up.
 pub fn shared(
     signals: &Receiver<Signal>,
-    others: Vec<Sender<Signal>>,
+    reloaded: Vec<Sender<Signal>>,
+    all: Vec<Sender<Signal>>,
 ) -> io::Result<Receiver<Signal>> {
-    if others.is_empty() {
+    if reloaded.is_empty() && all.is_empty() {
         return Ok(signals.clone());
     }
     let (sender, receiver) = unbounded();
     let signals = signals.clone();
     thread::spawn("signals-shared", move || {
         for signal in signals {
-            if signal == Signal::Reload {
-                for other in &others {
-                    // One that has ended needs none.
-                    let _ = other.send(signal);
-                }
+            let reloaded = reloaded.iter().filter(|_| signal == Signal::Reload);
+            for other in reloaded.chain(&all) {
+                // One that has ended needs none.
+                let _ = other.send(signal);
             }
             if sender.send(signal).is_err() {
                 break;

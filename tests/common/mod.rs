@@ -41,7 +41,7 @@ pub use dir::TestDir;
 pub use far::FarMachine;
 pub use farm::Farm;
 pub use gate::Gate;
-pub use hydrad::{Hydrad, HydradBuilder};
+pub use hydrad::{binary, Hydrad, HydradBuilder};
 pub use listener::{Event, Listener};
 pub use mail::{MailServer, MailTls, Rogue, Roguery};
 pub use nix::{NixDaemon, NixStore, SecondStore};

@@ -26,12 +26,14 @@ expected="./etc/hydrad/environment
 ./etc/hydrad/machines
 ./usr/local/bin/hydra-create-user
 ./usr/local/bin/hydra-eval-jobset
+./usr/local/bin/hydra-evaluator
 ./usr/local/bin/hydra-init
 ./usr/local/bin/hydra-notify
 ./usr/local/bin/hydra-queue-runner
 ./usr/local/bin/hydra-send-stats
 ./usr/local/bin/hydra-update-gc-roots
 ./usr/local/bin/hydrad
+./usr/local/lib/systemd/system/hydrad-evaluator.service
 ./usr/local/lib/systemd/system/hydrad-metrics.socket
 ./usr/local/lib/systemd/system/hydrad-notify.service
 ./usr/local/lib/systemd/system/hydrad-prune.service
@@ -51,14 +53,14 @@ expected="./etc/hydrad/environment
 ! grep -rn '@[A-Z_]*@' "$stage/etc" "$stage/usr/local/lib" || die "placeholders were left"
 
 units="$stage/usr/local/lib/systemd/system"
-resident=("$units/hydrad.service" "$units/hydrad-queue-runner.service" "$units/hydrad-notify.service")
+resident=("$units/hydrad.service" "$units/hydrad-queue-runner.service" "$units/hydrad-evaluator.service" "$units/hydrad-notify.service")
 if command -v systemd-analyze >/dev/null; then
-    for unit in hydrad.service hydrad-queue-runner.service hydrad-notify.service hydrad-update-gc-roots.service hydrad-prune.service \
+    for unit in hydrad.service hydrad-queue-runner.service hydrad-evaluator.service hydrad-notify.service hydrad-update-gc-roots.service hydrad-prune.service \
         hydrad-send-stats.service; do
         say "$unit"
         mkdir -p "$stage/verify"
         # verify wants programs that exist, and each unit by itself (they name each other in Conflicts=).
-        sed "s|^ExecStart=/usr/local/bin/hydrad|ExecStart=/bin/true|" "$units/$unit" >"$stage/verify/$unit"
+        sed "s|^\(Exec[A-Za-z]*=-\{0,1\}\)/usr/local/bin/hydrad|\1/bin/true|" "$units/$unit" >"$stage/verify/$unit"
         quietly systemd-analyze verify "$stage/verify/$unit"
         score=$(systemd-analyze security --offline=true --no-pager "$stage/verify/$unit" |
             sed -n 's/.*Overall exposure level[^:]*: \([0-9.]*\).*/\1/p')
@@ -68,6 +70,11 @@ if command -v systemd-analyze >/dev/null; then
     done
     for key in Type=notify WatchdogSec= Restart=always OOMPolicy=continue User=hydra; do
         for unit in "${resident[@]}"; do grep -q "^$key" "$unit" || die "$unit lacks $key"; done
+    done
+    for unit in hydrad.service hydrad-evaluator.service; do
+        # Evaluations get control groups of their own there.
+        grep -q "^Delegate=yes" "$units/$unit" || die "$unit lacks Delegate=yes"
+        ! grep -q "^ProtectControlGroups=yes" "$units/$unit" || die "$unit may not write control groups"
     done
     for timer in hydrad-update-gc-roots hydrad-prune; do
         say "$timer.timer"

@@ -590,7 +590,7 @@ fn sendmail(
     let mut command = Command::new(program);
     command.arg("-i");
     if let Some(from) = envelope.from() {
-        command.arg("-f").arg(from.to_string());
+        command.arg("-f").arg(from);
     }
     command
         .arg("--")
