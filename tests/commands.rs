@@ -241,7 +241,7 @@ fn init_makes_the_tables_once_and_leaves_them_alone_after() {
     assert_eq!(
         json,
         serde_json::json!({"database": empty.name(), "hydra_tables_created": false, "hydrad_tables_created": false,
-            "hydrad_tables_upgraded_from": null, "upgraded_from": null, "version": 87})
+            "hydrad_tables_upgraded_from": null, "passwords_rehashed": 0, "upgraded_from": null, "version": 87})
     );
     assert_eq!(dump(), tables);
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Output;
 
-use common::{eventually, system, Db, HydradBuilder, Listener, Pg, Site};
+use common::{eventually, system, Db, HydradBuilder, Listener, Pg, Running, Site};
 use hydrad::config::declarative::parse_jobsets;
 use hydrad::config::Settings;
 use hydrad::db::declarative::{self, Applied, Mode};
@@ -929,6 +929,7 @@ fn a_second_evaluation_of_a_jobset_waits_and_a_signal_is_told() {
     second.wait_log("nothing changed since evaluation");
     assert_eq!(ask::<i64>(farm.db(), "select count(*) from Builds"), 1);
 
+    farm.sql("insert into hydrad.notifier (seen_at, channels) values (extract(epoch from now())::bigint, '{eval_error_changed}')");
     farm.expression("s", "{ src }: { loop = let f = n: f (n + 1); in f 0; }");
     let mut stopped = farm.eval("s", &[]).start();
     let pid = stopped.pid();
@@ -945,6 +946,8 @@ fn a_second_evaluation_of_a_jobset_waits_and_a_signal_is_told() {
         row.starts_with("the evaluation was stopped by a signal while evaluating"),
         "{row}"
     );
+    let mails: i64 = ask(farm.db(), "select count(*) from hydrad.events");
+    assert_eq!(mails, 0, "nobody is told: it is no error of the jobset");
     eventually("what it started is gone", || {
         children
             .iter()
@@ -1183,17 +1186,20 @@ fn progress_is_told_to_whoever_started_it_and_metrics_to_statsd() {
         .open(&told)
         .expect("the file");
     let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
-    let mut command = farm.eval("s", &[]).env("HYDRAD_PROGRESS_FD", "9").command();
-    // SAFETY: dup2 is async-signal-safe and touches no memory of ours.
-    unsafe {
-        std::os::unix::process::CommandExt::pre_exec(&mut command, move || {
-            match libc::dup2(fd, 9) {
-                9 => Ok(()),
-                _ => Err(std::io::Error::last_os_error()),
-            }
-        });
-    }
-    common::output_of(&mut command);
+    let supervised = || {
+        let mut command = farm.eval("s", &[]).env("HYDRAD_PROGRESS_FD", "9").command();
+        // SAFETY: dup2 is async-signal-safe and touches no memory of ours.
+        unsafe {
+            std::os::unix::process::CommandExt::pre_exec(&mut command, move || {
+                match libc::dup2(fd, 9) {
+                    9 => Ok(()),
+                    _ => Err(std::io::Error::last_os_error()),
+                }
+            });
+        }
+        command
+    };
+    common::output_of(&mut supervised());
     let lines = std::fs::read_to_string(&told).expect("the file");
     let mut phases: Vec<String> = Vec::new();
     for line in lines.lines() {
@@ -1234,4 +1240,17 @@ fn progress_is_told_to_whoever_started_it_and_metrics_to_statsd() {
             "total_time:ms"
         ]
     );
+
+    // Who supervises it says why it was stopped.
+    farm.expression("s", "{ src }: { loop = let f = n: f (n + 1); in f 0; }");
+    let log = farm.site.file("log", "");
+    let mut stopped = Running::start(supervised(), "hydrad", &log, libc::SIGKILL);
+    stopped.eventually("it evaluates", || {
+        let new = std::fs::read_to_string(&told).expect("the file");
+        new[lines.len()..].contains("evaluating").then_some(())
+    });
+    stopped.signal(libc::SIGTERM);
+    let signal = std::os::unix::process::ExitStatusExt::signal(&stopped.wait());
+    assert_eq!(signal, Some(libc::SIGTERM));
+    assert_eq!(farm.row("s"), "|NULL|t|NULL|1");
 }

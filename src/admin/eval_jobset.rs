@@ -117,6 +117,8 @@ fn stop(order: &Order, target: &DbTarget, progress: &Progress) {
         // Nothing was begun, or nothing is to be written.
         Phase::Waiting => signals::end_by_sigterm(),
         _ if order.dry_run => signals::end_by_sigterm(),
+        // Who stops it knows why, and says so: a time limit, or that everything stops.
+        _ if progress.is_supervised() => signals::end_by_sigterm(),
         _ => {
             let error = format!(
                 "the evaluation was stopped by a signal while {}",

@@ -668,6 +668,18 @@ pub fn finish_failed(
     tell_error(tx, changed, jobset, error, trace)
 }
 
+/// The jobset after an evaluation that was ended from outside. Nobody is told: it says nothing about the jobset.
+pub fn finish_stopped(
+    tx: &mut Transaction<'_>,
+    jobset: i32,
+    error: &str,
+    now: i32,
+) -> Result<(), DbError> {
+    let sql = include_str!("../../sql/eval/finish_failed.sql");
+    tx.query_opt(sql, &[&jobset, &error, &now])?;
+    Ok(())
+}
+
 /// Tells the notifier of an error that is another one than before. With HYDRA_MAIL_TEST, as in Hydra, of any.
 fn tell_error(
     tx: &mut Transaction<'_>,

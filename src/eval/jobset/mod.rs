@@ -156,8 +156,8 @@ pub fn run(
     ending
 }
 
-/// Writes into a jobset's row that its evaluation was ended from outside, and announces that. For who is told to stop while another
-/// thread evaluates; the lock is that one's.
+/// Writes into a jobset's row that its evaluation was ended from outside, and announces that, but mails nobody: it is no error of the
+/// jobset. For who is told to stop while another thread evaluates; the lock is that one's.
 ///
 /// # Errors
 /// Of the database.
@@ -166,7 +166,9 @@ pub fn record_stop(target: &DbTarget, order: &Order, error: &str) -> Result<(), 
     let jobset = evaluations::jobset_in(&mut client, &order.project, &order.jobset)?;
     let Some(jobset) = jobset else { return Ok(()) };
     let mut tx = client.transaction()?;
-    finish_failed(&mut tx, jobset.id, error, &trace())?;
+    evaluations::finish_stopped(&mut tx, jobset.id, error, evaluations::now())?;
+    let failed = format!("{}\t{}", trace(), jobset.id);
+    evaluations::notify(&mut tx, &[("eval_failed", failed)])?;
     Ok(tx.commit()?)
 }
 

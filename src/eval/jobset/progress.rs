@@ -45,6 +45,7 @@ impl Phase {
 
 pub struct Progress {
     bar: ProgressBar,
+    supervised: bool,
     state: Mutex<State>,
 }
 
@@ -62,7 +63,8 @@ impl Progress {
             .ok()
             .and_then(|number| number.parse().ok())
             .and_then(pipe);
-        let bar = match pipe.is_none() && std::io::stderr().is_terminal() {
+        let supervised = pipe.is_some();
+        let bar = match !supervised && std::io::stderr().is_terminal() {
             true => ProgressBar::new_spinner(),
             false => ProgressBar::hidden(),
         };
@@ -78,8 +80,14 @@ impl Progress {
         };
         Progress {
             bar,
+            supervised,
             state: Mutex::new(state),
         }
+    }
+
+    /// Whether somebody who started it follows it, and sees how it ends.
+    pub fn is_supervised(&self) -> bool {
+        self.supervised
     }
 
     /// A new phase; `about` is what of.
