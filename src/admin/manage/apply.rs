@@ -13,8 +13,8 @@ use postgres::Transaction;
 use serde_json::Value;
 
 use super::change::{
-    change_jobset, change_project, conclusion, confirm, connect, dynamic_commands, find_project,
-    is_change, refuse, report, transact, Change, Expect, JobsetName, Kind, Trouble, WriteArgs,
+    change_jobset, change_project, conclusion, confirm, connect, find_project, is_change, refuse,
+    report, transact, Change, Expect, JobsetName, Kind, Trouble, WriteArgs,
 };
 use crate::config::declarative::{JobsetSpec, JOBSETS, SPECIFICATION_BYTES_MAX};
 use crate::config::fields::FieldChange;
@@ -75,7 +75,7 @@ pub fn run(args: &ApplyArgs) -> Result<ExitCode> {
     let value = read(&args.file)?;
     let projects = projects_from_json(&value).context(place)?;
     let (settings, mut client) = connect(&args.write.state)?;
-    let dynamic = dynamic_commands(&settings)?;
+    let dynamic = settings.dynamic_run_command;
     let changes = transact(&mut client, false, |tx| {
         carry_out(tx, &projects, args.prune, dynamic)
     })?;

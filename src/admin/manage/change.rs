@@ -12,7 +12,6 @@ use crate::admin::connect::StateArgs;
 use crate::admin::{ask, table};
 use crate::config::declarative::{JobsetSpec, JOBSETS};
 use crate::config::fields::{changed, words, FieldChange, Fields};
-use crate::config::hydra_conf;
 use crate::config::project::{
     check_jobset_name, check_project_name, Project, ProjectSpec, SpecError,
 };
@@ -63,19 +62,6 @@ pub fn connect(state: &StateArgs) -> Result<(Settings, Client)> {
 /// Unix time as it is in rows.
 pub fn now() -> i32 {
     i32::try_from(unix_now()).unwrap_or(i32::MAX)
-}
-
-/// Whether the server lets projects have dynamic RunCommand.
-///
-/// # Errors
-/// When hydra.conf cannot be read.
-pub fn dynamic_commands(settings: &Settings) -> Result<bool> {
-    let Some(document) = hydra_conf::read(&settings.config_path)? else {
-        return Ok(false);
-    };
-    let blocks = document.root.blocks_named("dynamicruncommand");
-    let said = blocks.filter_map(|block| block.get("enable")).last();
-    Ok(said.is_some_and(|enable| !matches!(enable.text.as_str(), "" | "0")))
 }
 
 // ---- transactions

@@ -6,8 +6,8 @@ use anyhow::Result;
 use serde_json::{json, Value};
 
 use super::change::{
-    change_jobset, confirm, connect, dynamic_commands, find_jobset, find_project, refuse,
-    refuse_declarative, report, transact, Expect, JobsetName, ReadArgs, Trouble, WriteArgs,
+    change_jobset, confirm, connect, find_jobset, find_project, refuse, refuse_declarative, report,
+    transact, Expect, JobsetName, ReadArgs, Trouble, WriteArgs,
 };
 use super::evaluate::{self, EvaluateArgs};
 use super::project::{doomed, note_rename};
@@ -230,7 +230,7 @@ pub fn run(args: &JobsetArgs) -> Result<ExitCode> {
 
 fn create(args: &CreateArgs) -> Result<ExitCode> {
     let (settings, mut client) = connect(&args.write.state)?;
-    let dynamic = dynamic_commands(&settings)?;
+    let dynamic = settings.dynamic_run_command;
     let say = |_: Option<&JobsetSpec>| {
         let mut spec = args.settings.spec(None)?;
         if spec.kind == Some(1) && !args.input.is_empty() {
@@ -257,7 +257,7 @@ fn create(args: &CreateArgs) -> Result<ExitCode> {
 
 fn edit(args: &EditArgs) -> Result<ExitCode> {
     let (settings, mut client) = connect(&args.write.state)?;
-    let dynamic = dynamic_commands(&settings)?;
+    let dynamic = settings.dynamic_run_command;
     let say = |before: Option<&JobsetSpec>| args.settings.spec(before);
     let change = transact(&mut client, !args.write.dry_run, |tx| {
         let mut change = change_jobset(tx, &args.name, &say, Expect::There, dynamic)?;

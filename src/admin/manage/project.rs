@@ -6,8 +6,8 @@ use anyhow::Result;
 use serde_json::{json, Map, Value};
 
 use super::change::{
-    change_project, confirm, connect, dynamic_commands, find_project, refuse, report, transact,
-    Change, Expect, Kind, ReadArgs, Trouble, WriteArgs,
+    change_project, confirm, connect, find_project, refuse, report, transact, Change, Expect, Kind,
+    ReadArgs, Trouble, WriteArgs,
 };
 use super::jobset::{jobset_json, jobset_rows};
 use crate::admin::connect::environment;
@@ -196,7 +196,7 @@ pub fn run(args: &ProjectArgs) -> Result<ExitCode> {
 fn create(args: &CreateArgs) -> Result<ExitCode> {
     let mut spec = args.settings.spec()?;
     let (settings, mut client) = connect(&args.write.state)?;
-    let dynamic = dynamic_commands(&settings)?;
+    let dynamic = settings.dynamic_run_command;
     if spec.owner.is_none() {
         spec.owner = environment("SUDO_USER").or_else(|| environment("USER"));
         let is_user = match &spec.owner {
@@ -218,7 +218,7 @@ fn create(args: &CreateArgs) -> Result<ExitCode> {
 fn edit(args: &EditArgs) -> Result<ExitCode> {
     let spec = args.settings.spec()?;
     let (settings, mut client) = connect(&args.write.state)?;
-    let dynamic = dynamic_commands(&settings)?;
+    let dynamic = settings.dynamic_run_command;
     let change = transact(&mut client, !args.write.dry_run, |tx| {
         let mut change = change_project(tx, &args.name, &spec, Expect::There, dynamic)?;
         if let Some(to) = args.rename.as_ref().filter(|to| **to != args.name) {
