@@ -6,7 +6,9 @@ mod common;
 use std::io::{Read as _, Write as _};
 use std::process::{Command, Stdio};
 
-use common::{eventually, said, Db, Hydrad, HydradBuilder, Listener, Pg, RunAs, Said, TestDir};
+use common::{
+    eventually, said, Db, Hydrad, HydradBuilder, Listener, Pg, RunAs, Said, Site, TestDir,
+};
 use serde_json::{json, Value};
 
 /// A database with a user, and a folder for files and hydra.conf.
@@ -1202,6 +1204,86 @@ fn a_wish_during_an_evaluation_is_one_for_the_next() {
         later["later"], true,
         "the evaluator that is at work does not take it away"
     );
+}
+
+#[test]
+fn from_nothing_to_two_evaluations_compared_with_hydrads_own_evaluator() {
+    let site = Site::new(Pg::shared());
+    site.configure("path_input_cache_validity_seconds = 0\nevaluator_workers = 1\n");
+    let run = |line: &str| said(&mut site.hydrad(&line.split(' ').collect::<Vec<_>>()).command());
+    let sources = site.folder("sources");
+    let jobs = |list: &str| {
+        let text = format!(
+            "{{ src ? null }}: let job = name: derivation {{ inherit name; system = \"{}\"; builder = \"/bin/sh\"; }}; in {{ {list} }}",
+            common::system()
+        );
+        site.file("sources/jobs.nix", &text);
+    };
+    jobs("a = job \"a\"; b = job \"b\"; c = job \"c\";");
+    run("create-user alice").ends_with(0);
+    run("project create p --owner alice").ends_with(0);
+    let create = format!(
+        "jobset create p:j --nixexprinput src --nixexprpath jobs.nix --checkinterval 0 --input src path {}",
+        sources.display()
+    );
+    run(&create).ends_with(0);
+    let mut evaluator = site.hydrad(&["evaluator"]).start();
+    evaluator.wait_log("evaluator: active");
+    let evaluate = |more: &str, code: i32| {
+        let said = run(&format!("jobset evaluate p:j --wait --json{more}"));
+        said.ends_with(code).json()
+    };
+    let first = evaluate("", 0);
+    assert_eq!(
+        [
+            &first["outcome"],
+            &first["builds"],
+            &first["newBuilds"],
+            &first["error"]
+        ],
+        [&json!("evaluated"), &json!(3), &json!(3), &json!(null)]
+    );
+    assert_eq!(evaluate("", 0)["outcome"], "unchanged");
+    // All have succeeded; then one changes and fails, one cannot be evaluated, one is new.
+    let end = |status: i32| {
+        let sql = format!("update Builds set finished = 1, buildStatus = {status}, startTime = 1, stopTime = 2 where finished = 0");
+        site.db
+            .client()
+            .batch_execute(&sql)
+            .expect("the builds end");
+    };
+    end(0);
+    jobs("a = job \"a\"; b = job \"b2\"; c = throw \"no\"; d = job \"d\";");
+    let second = evaluate("", 1);
+    assert_eq!(
+        (&second["outcome"], &second["newBuilds"]),
+        (&json!("evaluated"), &json!(2))
+    );
+    assert!(
+        second["error"]
+            .as_str()
+            .expect("an error")
+            .contains("in job ‘c’"),
+        "{second}"
+    );
+    end(1);
+    let diff = run("eval diff p:j --exit-code --json").ends_with(1).json();
+    let names = |key: &str| {
+        diff[key]
+            .as_array()
+            .expect(key)
+            .iter()
+            .map(|job| job["job"].clone())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        (names("newlyBroken"), names("notEvaluated"), names("added")),
+        (vec![json!("b")], vec![json!("c")], vec![json!("d")])
+    );
+    assert_eq!(diff["stillSucceeding"], 1);
+    jobs("this is no expression");
+    let broken = evaluate("", 1);
+    assert_eq!(broken["outcome"], "failed", "{broken}");
 }
 
 // ---- evaluations

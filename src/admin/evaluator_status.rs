@@ -11,7 +11,7 @@ use super::system_status::{self, Answer, EVALUATOR};
 use super::table;
 use crate::base::text::{bytes_text, plain};
 use crate::db::evaluator::{self, Standing};
-use crate::db::DbTarget;
+use crate::db::{DbError, DbTarget};
 use crate::sys::clock::unix_now;
 
 /// Lines of a table.
@@ -100,6 +100,37 @@ fn evaluation_row(evaluation: &Value) -> Vec<String> {
         jobs,
         memory.map_or_else(String::new, bytes_text),
     ]
+}
+
+/// What hydrad's evaluator does about a jobset, in a few words; `None` if none answers, or it has nothing to say.
+///
+/// # Errors
+/// Of the database.
+pub fn words_about(
+    target: &DbTarget,
+    client: &mut Client,
+    application_name: &str,
+    jobset: i32,
+) -> Result<Option<String>, DbError> {
+    let answer = system_status::ask_if_up(EVALUATOR, target, client, application_name)?;
+    let report = answer.filter(|answer| answer.answered);
+    let Some(report) = report.and_then(|answer| answer.report) else {
+        return Ok(None);
+    };
+    let find = |list: &str| {
+        let mut told = report[list].as_array().into_iter().flatten();
+        told.find(|told| told["id"] == jobset)
+    };
+    Ok(match (find("evaluations"), find("jobsets")) {
+        (Some(evaluation), _) => {
+            let row = evaluation_row(evaluation);
+            let said = row.iter().skip(2).filter(|cell| !cell.is_empty());
+            let said: Vec<&str> = said.map(String::as_str).collect();
+            Some(format!("being evaluated: {}", said.join(", ")))
+        }
+        (None, Some(waiting)) => waiting["why"].as_str().map(plain),
+        (None, None) => None,
+    })
 }
 
 /// The two names of a word like `nixpkgs:trunk`, which is no machine (`host:22`).

@@ -17,12 +17,13 @@ use super::change::{
     APPLICATION_NAME,
 };
 use crate::admin::clear_failed::age;
+use crate::admin::evaluator_status::words_about;
 use crate::admin::table;
 use crate::config::settings::Service;
 use crate::db::jobsets::{self, StoredJobset};
 use crate::db::locks;
 use crate::db::results::{self, Evaluation};
-use crate::db::{DbError, Listener, Notification};
+use crate::db::{DbError, DbTarget, Listener, Notification};
 
 /// How often --wait looks by itself, should a notification not come.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -121,7 +122,14 @@ pub fn run(args: &EvaluateArgs) -> Result<ExitCode> {
                     args.name
                 );
             }
-            wait(args, &mut client, listener, &asked, evaluator.is_some())
+            wait(
+                args,
+                &target,
+                &mut client,
+                listener,
+                &asked,
+                evaluator.is_some(),
+            )
         }
     }
 }
@@ -184,6 +192,7 @@ enum Outcome {
 
 fn wait(
     args: &EvaluateArgs,
+    target: &DbTarget,
     client: &mut Client,
     listener: &mut Listener,
     asked: &Asked,
@@ -210,7 +219,11 @@ fn wait(
         if !has_evaluator {
             has_evaluator = evaluator(client)?.is_some();
         }
-        progress.show(&stage(&jobset, asked, has_evaluator));
+        let detail = match progress.on_terminal {
+            true => words_about(target, client, APPLICATION_NAME, jobset.id)?,
+            false => None,
+        };
+        progress.show(&stage(&jobset, asked, has_evaluator), detail.as_deref());
         let mut left = LOOK_EVERY;
         if let Some(until) = until {
             left = left.min(until.saturating_duration_since(Instant::now()));
@@ -368,7 +381,7 @@ fn report_outcome(args: &EvaluateArgs, outcome: &Outcome) -> ExitCode {
     }
 }
 
-/// A line that says what is being waited for; on a terminal with the time.
+/// A line that says what is being waited for; on a terminal with the time, and with what hydrad's evaluator tells of it.
 struct Progress {
     bar: indicatif::ProgressBar,
     said: std::cell::RefCell<String>,
@@ -393,15 +406,13 @@ impl Progress {
         }
     }
 
-    fn show(&self, stage: &str) {
-        if *self.said.borrow() == stage {
-            return;
-        }
-        self.bar.set_message(stage.to_owned());
-        if !self.on_terminal {
+    /// `detail` is what changes all the time.
+    fn show(&self, stage: &str, detail: Option<&str>) {
+        self.bar.set_message(detail.unwrap_or(stage).to_owned());
+        if !self.on_terminal && *self.said.borrow() != stage {
             eprintln!("{stage}");
+            stage.clone_into(&mut self.said.borrow_mut());
         }
-        stage.clone_into(&mut self.said.borrow_mut());
     }
 
     fn end(&self) {
