@@ -8,8 +8,8 @@ use std::sync::Mutex;
 
 use common::notified::{announce, finish, finish_row, Place};
 use common::{
-    output_of, Answer, Authority, MailServer, MailTls, NixStore, Recorder, Rogue, Roguery, RunAs,
-    Told,
+    output_of, Answer, Authority, MailServer, MailTls, NixStore, Pg, Recorder, Rogue, Roguery,
+    RunAs, Site, Told,
 };
 use postgres::Client;
 use serde_json::{json, Value};
@@ -1263,5 +1263,87 @@ fn a_log_that_cannot_be_compressed_yet_is_compressed_later() {
     );
     assert_eq!(text, "what the builder said");
     assert!(!log.exists());
+    assert!(hydrad.terminate().success());
+}
+
+#[test]
+fn from_an_evaluation_through_a_build_to_jobsets_and_a_mail() {
+    let site = Site::with_db(Pg::shared().db());
+    site.configure("services = queue-runner notify\nemail_notification = 1\nnotification_sender = farm@example.org\n");
+    site.machines(&Site::localhost(1));
+    let folder = site.folder("decl");
+    let made = site.folder("made");
+    site.file("made/jobs.nix", "{ src }: { a = throw \"no a today\"; }");
+    let jobsets = json!({ "made": {
+        "nixexprinput": "src", "nixexprpath": "jobs.nix", "inputs": { "src": { "type": "path", "value": made } },
+    } });
+    site.file(
+        "decl/jobs.nix",
+        &format!(
+            "{{ src, declInput, projectName }}: {{ jobsets = derivation {{ name = \"spec\"; system = \"{}\"; builder = \"/bin/sh\"; \
+             args = [ \"-c\" \"echo '{}' > $out\" ]; }}; }}",
+            common::system(),
+            jobsets.to_string().replace('"', "\\\"")
+        ),
+    );
+    site.file(
+        "decl/spec.json",
+        &json!({ "enabled": 1, "nixexprinput": "src", "nixexprpath": "jobs.nix",
+                 "inputs": { "src": { "type": "path", "value": folder } } })
+        .to_string(),
+    );
+    let sql = format!(
+        "insert into Users (userName, emailAddress, password, emailOnError) values ('u', 'owner@x', '!', 1);
+         insert into Projects (name, displayName, owner, declfile, decltype, declvalue) values ('p', 'P', 'u', 'spec.json', 'path', '{}');
+         insert into Jobsets (project, name, nixExprInput, nixExprPath, emailOverride) values ('p', '.jobsets', '', '', '')",
+        folder.display()
+    );
+    site.db
+        .client()
+        .batch_execute(&sql)
+        .expect("a declarative project");
+    let sink = site.data().join("sink");
+    let mut hydrad = site
+        .hydrad(&["run"])
+        .env("HYDRA_MAIL_SINK", sink.display().to_string())
+        .start();
+    hydrad.wait_log("notifier: active");
+    let evaluate = |jobset: &str| {
+        let ended = site
+            .hydrad(&["eval-jobset", "p", jobset])
+            .command()
+            .output()
+            .expect("it runs");
+        String::from_utf8_lossy(&ended.stderr).into_owned()
+    };
+    let said = evaluate(".jobsets");
+    hydrad.eventually(&format!("the jobset is made: {said}"), || {
+        let rows = site.rows("select nixExprPath, enabled from Jobsets where name = 'made'");
+        (rows == ["jobs.nix 1"]).then_some(())
+    });
+    // Its evaluation has an error, twice the same: one mail.
+    for _ in 0..2 {
+        evaluate("made");
+        site.db
+            .client()
+            .batch_execute("update Jobsets set forceEval = true where name = 'made'")
+            .expect("again");
+    }
+    hydrad.wait_sql(
+        &site.db,
+        "select count(*) = 1 from hydrad.deliveries d join hydrad.events e on e.id = d.event
+         where e.channel = 'eval_error_changed' and d.state = 'delivered'",
+    );
+    let text = std::fs::read_to_string(&sink).expect("a mail");
+    assert_eq!(
+        text.matches("Subject: Hydra p:made evaluation error")
+            .count(),
+        1,
+        "{text}"
+    );
+    assert!(
+        text.contains("To: owner@x") && text.contains("no a today"),
+        "{text}"
+    );
     assert!(hydrad.terminate().success());
 }

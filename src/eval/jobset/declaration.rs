@@ -1,11 +1,11 @@
 //! The specification of a declarative project, read from the input that has it.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Component, Path};
 
 use crate::config::declarative::SPECIFICATION_BYTES_MAX;
 use crate::nix::StoreDir;
+use crate::store::cat;
+use crate::sys::child::plain_error;
 
 /// The text of the file in the input's files.
 ///
@@ -17,22 +17,10 @@ pub fn read(store: &StoreDir, input: &str, file: &str) -> Result<String, String>
     if !Path::new(file).components().all(plain) {
         return Err(failed("it has to be a path inside the input".to_owned()));
     }
-    let io = |error: std::io::Error| failed(crate::sys::child::plain_error(&error));
-    let path = std::fs::canonicalize(Path::new(input).join(file)).map_err(io)?;
-    let dir = std::fs::canonicalize(store.as_str()).map_err(io)?;
-    if !path.starts_with(&dir) {
-        return Err(failed("it is a link out of the store".to_owned()));
-    }
-    let mut text = String::new();
-    let mut limited = File::open(&path)
-        .map_err(io)?
-        .take(SPECIFICATION_BYTES_MAX + 1);
-    limited.read_to_string(&mut text).map_err(io)?;
-    if text.len() as u64 > SPECIFICATION_BYTES_MAX {
-        let megabytes = SPECIFICATION_BYTES_MAX >> 20;
-        return Err(failed(format!("it has more than {megabytes} MiB")));
-    }
-    Ok(text)
+    let path = Path::new(input).join(file);
+    let bytes = cat::within(Path::new(store.as_str()), &path, SPECIFICATION_BYTES_MAX)
+        .map_err(|error| failed(plain_error(&error)))?;
+    String::from_utf8(bytes).map_err(|_| failed("it is not UTF-8".to_owned()))
 }
 
 #[cfg(test)]
