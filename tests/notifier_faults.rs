@@ -211,6 +211,41 @@ fn s5_killed_at_any_instant_every_build_is_told_and_none_again_once_recorded() {
 }
 
 #[test]
+fn s5_what_is_being_told_at_a_stop_is_waited_for_and_recorded() {
+    let door = Arc::new(Door::default());
+    let inner = door.clone();
+    let target = Recorder::start(move |_| {
+        inner.pass();
+        Answer::status("200 OK")
+    });
+    let place = Place::new(&format!("<webhook>\nurl = {}\n</webhook>\n", target.url()));
+    place.builds(1..=2);
+    let mut client = place.client();
+    let mut hydrad = place.notifier();
+    finish(&mut client, 1, 0);
+    finish(&mut client, 2, 0);
+    target.wait(1);
+    hydrad.signal(libc::SIGTERM);
+    // Hydra's own would not be let in before it has ended, nor another of hydrad's.
+    let mut next = place.hydrad(&["notify"]).start();
+    next.wait_log("standing by while another one is at work");
+    door.open();
+    assert!(hydrad.wait().success());
+    assert!(
+        !hydrad.log().contains("may be told again"),
+        "{}",
+        hydrad.log()
+    );
+    next.wait_sql(
+        &place.db,
+        "select count(*) = 2 from hydrad.deliveries where state = 'delivered'",
+    );
+    let told: Vec<i64> = target.told().iter().map(build_of).collect();
+    assert_eq!(told, [1, 2], "each once");
+    assert!(next.terminate().success());
+}
+
+#[test]
 fn s5_rows_of_hydras_notifier_are_taken_up_as_it_left_them_and_left_as_it_would() {
     let up = Arc::new(AtomicBool::new(false));
     let is_up = up.clone();

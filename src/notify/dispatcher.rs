@@ -90,6 +90,8 @@ pub struct Dispatcher {
     around: Arc<Surroundings>,
     pool: Pool,
     ledger: Option<Ledger>,
+    /// The lock of a service that is stopping: what is under way has to be recorded yet.
+    kept: Option<Box<ServiceLock>>,
     clock: PlanClock,
     threads: usize,
     age_max: Duration,
@@ -125,6 +127,7 @@ impl Dispatcher {
             pool: wanted.around.pool.clone(),
             around: wanted.around.clone(),
             ledger: None,
+            kept: None,
             clock: PlanClock::start(),
             threads,
             age_max: wanted.age_max,
@@ -250,8 +253,11 @@ impl Dispatcher {
         self.take_over()?;
         log::info!("notifier: active");
         self.meters.active(true);
-        let result = self.turns(config, lock, signals, &ear);
+        let result = self.turns(config, &mut lock, signals, &ear);
         self.meters.active(false);
+        if matches!(result, Ok(Why::Stop)) {
+            self.kept = Some(lock);
+        }
         result
     }
 
@@ -259,7 +265,7 @@ impl Dispatcher {
     fn turns(
         &mut self,
         config: &Config,
-        mut lock: Box<ServiceLock>,
+        lock: &mut ServiceLock,
         signals: &Receiver<Signal>,
         ear: &Ear,
     ) -> Result<Why, DbError> {

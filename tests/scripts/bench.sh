@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Benchmark: how fast hydrad loads a queue, starts a build, gets through a graph. Private PostgreSQL and Nix store in BENCH_DIR
+# Benchmark: how fast hydrad loads a queue, starts a build, gets through a graph, tells of events. Private PostgreSQL and Nix store in BENCH_DIR
 # (default /var/tmp/hydrad-bench-USER, kept for the next run; results.jsonl in it has one line per run).
 #   bench.sh              the usual set, and at its end a table of what was measured beside the goals (goals.json: the same);
 #                         8 minutes on two quiet processors, 3 of them the first time only. Exit code 1: a goal is not met.
 #   bench.sh ARGS...      one run of bench/bench.py, e.g. `bench.sh e2e --graph l2k --machines fake:4x8 --repeat 3`
+#   bench.sh notify ARGS  one run of bench/notify.py, the notifier's, e.g. `bench.sh notify --events 10000 --threads 2`
 # BENCH_RUNNER names another queue runner to measure.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -24,6 +25,7 @@ export NIX_STORE_DIR=$BENCH_DIR/nix/store NIX_STATE_DIR=$BENCH_DIR/nix/var NIX_L
 export NIX_CONF_DIR=$BENCH_DIR/nix/conf
 printf 'substituters =\nsandbox = false\nbuild-users-group =\nexperimental-features = nix-command\n' >"$NIX_CONF_DIR/nix.conf"
 bench() { /usr/bin/python3 "$here/bench.py" "$@"; }
+notify() { /usr/bin/python3 "$here/notify.py" --program "$top/target/release/hydrad" "$@"; }
 
 "$here/pg.sh" init-once "$BENCH_DIR/pg"
 "$here/pg.sh" start "$BENCH_DIR/pg"
@@ -36,6 +38,11 @@ if ! cmp -s "$BENCH_DIR/schema.new" "$BENCH_DIR/schema.sql"; then
     rm -f "$BENCH_DIR/schema.sql"
     bench pg-init --sql "$BENCH_DIR/schema.new"
     mv "$BENCH_DIR/schema.new" "$BENCH_DIR/schema.sql"
+fi
+if [ "${1:-}" = notify ]; then
+    shift
+    notify "$@"
+    exit
 fi
 graph() {
     local name=$1
@@ -79,4 +86,6 @@ bench e2e --label layers --graph l2k --machines localhost:8 "${ready[@]}" "${cal
 step "96 slots on twelve machines over a stub of ssh: database connections, with the usual pool and with one of 4"
 bench conns --label slots-96 --graph l2k --machines fake:12x8 "${ready[@]}" "${calm[@]}"
 bench conns --label slots-96-pool-4 --graph l2k --machines fake:12x8 "${ready[@]}" --conf max_db_connections=4 "${calm[@]}"
+step "100,000 events, four threads tell a web server of them while another one hangs; then 5,000 more at 200 a second"
+notify "${calm[@]}"
 /usr/bin/python3 "$here/goals.py" "$BENCH_DIR/results.jsonl" "$first" "$BENCH_DIR/goals.json"
