@@ -744,3 +744,38 @@ fn s1_a_listener_written_from_the_manual_sees_builds_and_evaluations_and_what_it
     }
     assert!(hydrad.terminate().success());
 }
+
+#[test]
+fn s6_the_pool_never_exceeds_its_size_and_uses_it() {
+    let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let targets: Vec<Recorder> = (0..3)
+        .map(|_| {
+            let (now, most) = (now.clone(), most.clone());
+            Recorder::start(move |_| {
+                let others = now.fetch_add(1, Ordering::SeqCst);
+                most.fetch_max(others + 1, Ordering::SeqCst);
+                std::thread::sleep(Duration::from_millis(20));
+                now.fetch_sub(1, Ordering::SeqCst);
+                Answer::status("200 OK")
+            })
+        })
+        .collect();
+    let blocks: String = targets
+        .iter()
+        .map(|target| format!("<webhook>\nurl = {}\n</webhook>\n", target.url()))
+        .collect();
+    let place = Place::new(&format!("max-concurrent-notifications = 5\n{blocks}"));
+    place.builds(1..=60);
+    let mut hydrad = place.notifier();
+    let mut client = place.client();
+    for id in 1..=60 {
+        finish(&mut client, id, 0);
+    }
+    hydrad.wait_sql(
+        &place.db,
+        "select count(*) = 180 from hydrad.deliveries where state = 'delivered'",
+    );
+    assert_eq!(most.load(Ordering::SeqCst), 5);
+    assert!(targets.iter().all(|target| target.count() == 60));
+    assert!(hydrad.terminate().success());
+}

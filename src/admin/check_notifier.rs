@@ -1,8 +1,6 @@
 //! What `hydrad check` says of the notifier: who would be told, and whether what that needs is there. Nobody is asked over the
 //! network.
 
-use std::path::Path;
-
 use super::check::{folder_mark, CheckRow, Mark};
 use crate::config::settings::{Service, Settings};
 use crate::notify::plugins::{self, Plugin};
@@ -64,7 +62,7 @@ fn plugin_rows(settings: &Settings, plugin: &dyn Plugin, bad: Mark, rows: &mut V
     }
     for folder in &needs.folders {
         let path = settings.data_dir.join(folder);
-        if let (Mark::Problem, note) = folder_mark(Path::new(&path), String::new()) {
+        if let (Mark::Problem, note) = folder_mark(&path, String::new()) {
             let shown = path.display().to_string();
             rows.push(CheckRow::new(SECTION, plugin.target(), shown, bad, note));
         }

@@ -243,7 +243,7 @@ impl Meters {
                 |calls| calls.retry_success as f64,
             ),
             (
-                "hydrad_notify_postponed",
+                "hydrad_notify_postponed_total",
                 "Calls put off because the host has had enough for now.",
                 |calls| calls.postponed as f64,
             ),

@@ -28,6 +28,10 @@ wide, narrow = of("slots-96"), of("slots-96-pool-4")
 for r in wide + narrow:
     if not r["max_conns"]: print(f"goals: the connections were not seen: {r}", file=sys.stderr); sys.exit(2)
 
+told = of("notify")
+for r in told:
+    if r["doubles"] or not r["hanging"]: print(f"goals: not a run without doubles and with a hanging server: {r}", file=sys.stderr); sys.exit(2)
+
 # (what, measured, unit, "<=" or ">=", goal, remark)
 rows = [
     ("throughput, 2,000 trivial builds, 8 slots", rate / floor, "of the limit", ">=", 0.5,
@@ -42,6 +46,12 @@ rows = [
     ("NOTIFY to build_finished, median", median("latency", field("finished_med_ms")), "ms", "<=", 10,
      f"Nix alone, one kept connection: {median('nix-alone', field('med_ms')):.1f} ms"),
     ("database connections at 96 slots", max(r["max_conns"] for r in wide), "", "<=", 8, f"{max(r['max_busy_steps'] for r in wide)} steps at once"),
+    ("100,000 events told, another server hangs", median("notify", field("events_per_s")), "/s", ">=", 1000,
+     f"{told[0]['threads']} threads; half of them within {median('notify', field('burst_p50_ms')) / 1000:.0f} s, 99 of 100 within {median('notify', field('burst_p99_ms')) / 1000:.0f} s"),
+    ("NOTIFY to the server, 200 a second, median", median("notify", field("paced_p50_ms")), "ms", "<=", 10, ""),
+    ("NOTIFY to the server, 99 of 100", median("notify", field("paced_p99_ms")), "ms", "<=", 50, ""),
+    ("notifier's memory after 100,000 events", statistics.median(r["rss_mb"] / r["rss_10k_mb"] for r in told), "of that at 10,000", "<=", 1.5,
+     f"{median('notify', field('rss_mb')):.0f} MB"),
     ("steps at once at 96 slots, pool of 4", max(r["max_busy_steps"] for r in narrow), "", ">=", 96, f"{max(r['max_conns'] for r in narrow)} connections"),
 ]
 met = {"<=": lambda a, b: a <= b, ">=": lambda a, b: a >= b}
