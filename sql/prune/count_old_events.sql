@@ -7,3 +7,5 @@ select count(*),
    and not exists (select 1 from hydrad.deliveries d
                     where d.event = e.id
                       and (d.state = 'waiting' or d.done_at >= $1 or d.state = 'given_up' and d.done_at >= $2))
+   and not exists (select 1 from Builds b
+                    where b.id = any(e.builds) and e.channel = 'build_finished' and b.notificationPendingSince <= e.pending_upto)
