@@ -2,7 +2,7 @@
 # Benchmark: how fast hydrad loads a queue, starts a build, gets through a graph, tells of events. Private PostgreSQL and Nix store in BENCH_DIR
 # (default /var/tmp/hydrad-bench-USER, kept for the next run; results.jsonl in it has one line per run).
 #   bench.sh              the usual set, and at its end a table of what was measured beside the goals (goals.json: the same);
-#                         8 minutes on two quiet processors, 3 of them the first time only. Exit code 1: a goal is not met.
+#                         12 minutes on two quiet processors, 3 of them the first time only. Exit code 1: a goal is not met.
 #   bench.sh ARGS...      one run of bench/bench.py, e.g. `bench.sh e2e --graph l2k --machines fake:4x8 --repeat 3`
 #   bench.sh notify ARGS  one run of bench/notify.py, the notifier's, e.g. `bench.sh notify --events 10000 --threads 2`
 # BENCH_RUNNER names another queue runner to measure.
