@@ -867,6 +867,7 @@ fn paths() {
     site.sql("update CachedPathInputs set timestamp = timestamp - 3600");
     let earlier = site.fetch("path", &path).revision;
     assert!(earlier < first.revision);
+    site.sql("update CachedPathInputs set lastSeen = lastSeen - 60");
     repository.write("a", "2");
     let second = site.fetch("path", &path);
     assert!(second.revision > first.revision && read(&second, "a") == "2");
