@@ -516,6 +516,19 @@ fn a_stop_ends_evaluations_and_the_next_start_makes_them_again() {
     let mut hydrad = place.evaluator();
     place.wait_started(&mut hydrad, "p:s", 2);
     place.wait_idle(&mut hydrad);
+    assert!(hydrad.terminate().success());
+
+    // A second signal ends what had all the time of the world.
+    place.configure("stop_timeout = 1000\n");
+    std::fs::remove_file(place.dir.join("go-s")).expect("removed");
+    let mut hydrad = place.evaluator();
+    place.sql("update Jobsets set triggerTime = extract(epoch from now())");
+    let child = place.wait_started(&mut hydrad, "p:s", 3);
+    hydrad.signal(libc::SIGTERM);
+    hydrad.wait_log("evaluator: stopping: 1 evaluations are ended");
+    assert!(lives(child));
+    assert!(hydrad.terminate().success());
+    assert!(!lives(child));
 }
 
 #[test]
@@ -674,7 +687,10 @@ fn noting(site: &Site, programs: &[&str]) -> (String, PathBuf) {
 #[test]
 fn s3_a_jobset_is_evaluated_and_the_heap_is_that_of_evaluating_processes_alone() {
     let site = Site::new(Pg::shared());
-    site.configure("evaluator_address = none\nevaluator_initial_heap_size = 48M\npath_input_cache_validity_seconds = 0\n");
+    site.configure(
+        "services = queue-runner evaluator\nevaluator_address = none\nevaluator_initial_heap_size = 48M\n\
+         path_input_cache_validity_seconds = 0\n",
+    );
     let folder = site.folder("src");
     let expression = |words: &str| {
         let job = format!(
@@ -704,8 +720,9 @@ fn s3_a_jobset_is_evaluated_and_the_heap_is_that_of_evaluating_processes_alone()
         &["nix", "nix-daemon", "nix-store", "nix-instantiate"],
     );
     let listener = site.db.listen(&["builds_added"]);
-    let mut hydrad = site.hydrad(&["evaluator"]).env("PATH", path).start();
+    let mut hydrad = site.hydrad(&["run"]).env("PATH", path).start();
     hydrad.wait_log("evaluator: active");
+    hydrad.wait_log("ready: ");
     let trigger = || {
         let sql = "update Jobsets set triggerTime = extract(epoch from now())";
         site.db.client().batch_execute(sql).expect("triggered");

@@ -156,6 +156,7 @@ impl Supervised {
     ) -> End {
         // When the next means are used to end it, and how many have been.
         let mut means: Option<(Instant, u32)> = None;
+        let mut told_at = Instant::now();
         let mut open = (true, true);
         let mut buffer = vec![0; READ_BYTES];
         while !self.has_ended() {
@@ -171,7 +172,12 @@ impl Supervised {
             if means.is_none() && kill.is_thrown() {
                 // SAFETY: kill has no memory arguments; the group is our child's, which has not been waited for.
                 unsafe { libc::kill(-(self.pid as i32), libc::SIGTERM) };
-                means = Some((Instant::now() + patience(), 1));
+                told_at = Instant::now();
+                means = Some((told_at, 1));
+            }
+            if let Some((at, 1)) = &mut means {
+                // It may have become shorter.
+                *at = told_at + patience();
             }
             if let Some((at, used)) = means.filter(|(at, _)| *at <= Instant::now()) {
                 if used > 1 {

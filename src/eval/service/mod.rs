@@ -170,7 +170,9 @@ impl Evaluator {
         if self.config.alone {
             systemd::notify("STOPPING=1");
         }
-        core.stop(&inbox, signals);
+        // Beside others the first one comes from whoever ends us, after what has told us all to stop.
+        let more_signals = if self.config.alone { 1 } else { 2 };
+        core.stop(&inbox, signals, more_signals);
         drop((room_ended, watchdog_ended));
         let until = Instant::now() + LAST_RECORDS;
         while !tables_thread.is_finished() && Instant::now() < until {
@@ -591,8 +593,8 @@ impl Core {
         }
     }
 
-    /// Ends what is under way, and waits for that.
-    fn stop(&mut self, inbox: &Receiver<Inbox>, signals: &Receiver<Signal>) {
+    /// Ends what is under way, and waits for that; with so many more signals to stop, not for long.
+    fn stop(&mut self, inbox: &Receiver<Inbox>, signals: &Receiver<Signal>, mut more_signals: u32) {
         self.is_stopping = true;
         if !self.running.is_empty() {
             log::info!(
@@ -607,9 +609,12 @@ impl Core {
             select! {
                 recv(inbox) -> message => if let Ok(message) = message { self.take(message); },
                 recv(signals) -> signal => if signal == Ok(Signal::Stop) {
-                    log::info!("evaluator: a second signal: what still runs is killed");
-                    for running in self.running.values() {
-                        running.view.end(Duration::ZERO);
+                    more_signals = more_signals.saturating_sub(1);
+                    if more_signals == 0 {
+                        log::info!("evaluator: another signal: what still runs is killed");
+                        for running in self.running.values() {
+                            running.view.end(Duration::ZERO);
+                        }
                     }
                 },
                 default(until.saturating_duration_since(Instant::now())) => {

@@ -178,7 +178,10 @@ impl Tables {
                         rows::remove_report(&db)?;
                         return Ok(Leave);
                     }
-                    Ok(wish) => self.fulfil(&db, wish)?,
+                    Ok(wish) => {
+                        heartbeat::busy("reading or writing tables");
+                        self.fulfil(&db, wish)?;
+                    }
                 },
                 recv(ear.heard) -> message => {
                     let mut channels = Vec::new();
@@ -190,11 +193,13 @@ impl Tables {
                     while let Ok(message) = ear.heard.recv_deadline(until) {
                         channels.push(message?.channel);
                     }
+                    heartbeat::busy("reading tables after a notification");
                     self.hear(&db, &channels)?;
                 },
                 default(CHECK_EVERY.saturating_sub(checked.elapsed())) => {}
             }
             if checked.elapsed() >= CHECK_EVERY {
+                heartbeat::busy("making sure of the evaluator's lock");
                 lock.check()?;
                 checked = Instant::now();
             }
