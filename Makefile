@@ -46,7 +46,7 @@ test: deps lint check-units ## Everything: dependencies, lint, installation, all
 	@echo "== all tests"
 	@$(CARGO) test --no-fail-fast
 
-demo: ## Build a small project on two machines with a throw-away database: see it work
+demo: ## From a git repository to builds on two machines, and what a commit breaks and mends, with a throw-away database
 	@tests/demo/run.sh
 
 bench: release ## Measure loading, throughput, latency (ARGS=... for the benchmark's own arguments)

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# The demo: build tests/demo/project.nix with hydrad on two machines, and compare what the database says afterwards with
-# tests/demo/expected.tsv. Everything lives in a directory under /tmp: an embedded PostgreSQL, a Nix store, an sshd on the
-# loopback interface that plays a build machine with a store of its own. Nothing of this machine's is touched.
+# The demo: a git repository with tests/demo/project.nix is declared as a project of hydrad's, evaluated, and built on two
+# machines; then a commit (tests/demo/update.patch) breaks one job and mends another. Each time what the database says is
+# compared with tests/demo/expected.tsv and expected-after-update.tsv. A webhook is told of all of it. Everything lives in a
+# directory under /tmp: an embedded PostgreSQL, a Nix store, an sshd on the loopback interface that plays a build machine with a
+# store of its own. Nothing of this machine's is touched.
 #
 #   run.sh [--keep] [--binary PROGRAM]
 #     --keep    leave the directory for looking around (it stays after a failure anyway)
@@ -51,7 +53,7 @@ finish() {
     if [ -z "$keep" ] && [ "$verdict" = good ]; then
         chmod -R u+w "$dir" && rm -rf "$dir"
     else
-        echo "kept: $dir (hydrad.log, state/, store/, builder/, project/, ssh/)"
+        echo "kept: $dir (hydrad.log, told.json, state/, store/, builder/, project/, ssh/)"
     fi
 }
 trap finish EXIT
@@ -140,19 +142,55 @@ cat >"$dir/machines" <<END
 localhost     $system - 2 1 demo-local -
 demo-builder  $system - 2 1 demo-ssh   -
 END
+step "a git repository, and a webhook that records what it is told"
+/usr/bin/python3 -u tests/demo/recorder.py >"$dir/told.json" 2>"$dir/recorder.log" </dev/null &
+pids+=($!)
+until [ -s "$dir/told.json" ]; do
+    kill -0 "${pids[-1]}" 2>/dev/null || die "the webhook does not start: $(tail -n 3 "$dir/recorder.log")"
+    sleep 0.1
+done
 # No ports: another hydrad may be running here.
-printf 'queue_runner_metrics_address = none\nstatus_address = none\n' >"$dir/hydra.conf"
+cat >"$dir/hydra.conf" <<END
+services = queue-runner evaluator notify
+queue_runner_metrics_address = none
+status_address = none
+evaluator_address = none
+<webhook>
+  name = recorder
+  url = http://127.0.0.1:$(head -n 1 "$dir/told.json")/
+  events = evalAdded buildFinished
+</webhook>
+END
+# The jobsets of the project are declared in the repository itself; what the project is, in a file for \`hydrad apply\`.
+cat >"$dir/project/jobsets.json" <<END
+{ "main": { "enabled": 1, "hidden": false, "description": "The demo", "checkinterval": 0, "schedulingshares": 100,
+            "enableemail": false, "emailoverride": "", "keepnr": 3, "nixexprinput": "src", "nixexprpath": "project.nix",
+            "inputs": { "src": { "type": "git", "value": "$dir/project main", "emailresponsible": false } } } }
+END
+cat >"$dir/demo.toml" <<END
+[projects.demo]
+displayname = "The demo"
+owner = "demo"
+declarative = { file = "jobsets.json", type = "git", value = "$dir/project main" }
+END
 
 if [ "$owner" != "$me" ]; then
     chown -R "$owner" "$dir"
     chown -R "$me" "$dir/builder"
 fi
 # A prefix for commands, not a function: so the pid of a command in the background is its own.
-in_demo=("${as_owner[@]}" env -i PATH="$PATH" HOME="$dir/home" USER="$owner" LOGNAME="$owner" LC_ALL=C.UTF-8
+in_demo=("${as_owner[@]}" env -i -C "$dir" PATH="$PATH" HOME="$dir/home" USER="$owner" LOGNAME="$owner" LC_ALL=C.UTF-8
     RUST_LOG="${RUST_LOG:-info}" RUST_BACKTRACE=1
     NIX_STORE_DIR="$dir/store" NIX_STATE_DIR="$dir/var" NIX_LOG_DIR="$dir/var/log/nix" NIX_CONF_DIR="$dir/conf"
     NIX_REMOTE=local NIX_REMOTE_SYSTEMS="$dir/machines" NIX_SSHOPTS="-F $dir/ssh/config" HYDRA_CONFIG="$dir/hydra.conf")
 "${in_demo[@]}" ssh -F "$dir/ssh/config" demo-builder nix-store --version >/dev/null || die "cannot log in to the build machine (see $dir/builder/sshd.log)"
+
+git=("${in_demo[@]}" GIT_CONFIG_GLOBAL=/dev/null GIT_AUTHOR_NAME=demo GIT_AUTHOR_EMAIL=demo@example.org GIT_COMMITTER_NAME=demo
+    GIT_COMMITTER_EMAIL=demo@example.org git -C "$dir/project")
+"${git[@]}" init --quiet
+"${git[@]}" symbolic-ref HEAD refs/heads/main
+"${git[@]}" add .
+"${git[@]}" commit --quiet --message "A library that greets"
 
 step "starting hydrad with a database of its own"
 "${in_demo[@]}" "$dir/hydrad" run --state "$dir/state" >"$dir/hydrad.log" 2>&1 </dev/null &
@@ -164,16 +202,15 @@ for _ in $(seq 120); do
     sleep 0.5
 done
 
-step "building $(grep -vc '^#' tests/demo/expected.tsv) jobs on localhost and demo-builder"
-started=$SECONDS
-# The jobs that must fail may well show in its exit code; the database decides below.
-"${in_demo[@]}" timeout 300 "$dir/hydrad" enqueue --state "$dir/state" --project demo --jobset main --wait "$dir/project/project.nix" || true
-if ! kill -0 "$hydrad" 2>/dev/null; then
+# hydrad COMMAND ARGUMENT...: ask the hydrad of this demo.
+ask() { "${in_demo[@]}" RUST_LOG=warn timeout 600 "$dir/hydrad" "$1" "${@:2}" --state "$dir/state"; }
+alive() {
+    kill -0 "$hydrad" 2>/dev/null && return
     tail -n 20 "$dir/hydrad.log" >&2
     die "hydrad has ended by itself"
-fi
+}
 
-# ---- what the database says. Line 5 of a running server's postmaster.pid is its socket directory, line 4 the port.
+# ---- the database. Line 5 of a running server's postmaster.pid is its socket directory, line 4 the port.
 postmaster=$(find "$dir/state" -name postmaster.pid 2>/dev/null | head -n 1 || true)
 [ -n "$postmaster" ] || { tail -n 20 "$dir/hydrad.log" >&2; die "there is no PostgreSQL under $dir/state"; }
 sql=("${in_demo[@]}" PGHOST="$(sed -n 5p "$postmaster")" PGPORT="$(sed -n 4p "$postmaster")"
@@ -182,7 +219,21 @@ for role in hydra "$owner" postgres ''; do
     [ -n "$role" ] || die "cannot log in to the database hydra: $("${sql[@]}" -U hydra -c '' 2>&1 || true)"
     if "${sql[@]}" -U "$role" -c 'select 1' >/dev/null 2>&1; then break; fi
 done
-"${sql[@]}" -U "$role" >"$dir/result.tsv" <<'END'
+sql+=(-U "$role")
+
+# Evaluate demo:main, wait for its builds, and compare the newest evaluation's with a table.
+evaluate_and_build() { # EXPECTED.tsv
+    local expected=$1 total unfinished said='' since=$SECONDS
+    ask jobset evaluate --wait --timeout 300 demo:main || die "demo:main was not evaluated; hydrad's log: $dir/hydrad.log"
+    while :; do
+        alive
+        IFS=$'\t' read -r total unfinished < <("${sql[@]}" -c "select count(*), count(*) filter (where finished = 0) from Builds")
+        [ "$((total - unfinished)) of $total" = "$said" ] || { said="$((total - unfinished)) of $total"; echo "   $said builds are finished"; }
+        [ "$total" -eq 0 ] || [ "$unfinished" -gt 0 ] || break
+        [ $((SECONDS - since)) -lt 300 ] || die "the builds do not end; hydrad's log: $dir/hydrad.log"
+        sleep 0.5
+    done
+    "${sql[@]}" >"$dir/result.tsv" <<'END'
 select b.job,
        case when b.finished = 1 then b.buildstatus::text else 'unfinished' end,
        coalesce((select s.machine from BuildSteps s
@@ -193,34 +244,98 @@ select b.job,
        b.drvpath,
        coalesce(b.releasename, ''),
        (select count(*) from BuildMetrics m where m.build = b.id)
-  from Builds b order by b.id;
+  from Builds b join JobsetEvalMembers m on m.build = b.id
+ where m.eval = (select max(e.id) from JobsetEvals e join Jobsets j on j.id = e.jobset_id
+                  where j.project = 'demo' and j.name = 'main' and e.hasNewBuilds = 1)
+ order by b.id;
 END
-
-wrong=0
-printf '\n%-20s %6s  %-22s %-13s %5s %9s  %s\n' JOB BUILD STATUS MACHINE TIME PRODUCTS LOG
-while IFS=$'\t' read -r job status machine products words; do
-    case $job in '#'*) continue ;; esac
-    row=$(awk -F '\t' -v job="$job" '$1 == job' "$dir/result.tsv")
-    IFS=$'\t' read -r _ is_status is_machine is_products seconds id drv _ <<<"${row:-$'-\tmissing\t-\t0\t0\t-\t-'}"
-    remark=
-    [ "$is_status" = "$status" ] || remark+=" status $is_status instead of $status;"
-    [ "$machine" = - ] || [ "$is_machine" = "$machine" ] || remark+=" on $is_machine instead of $machine;"
-    [ "$is_products" = "$products" ] || remark+=" $is_products products instead of $products;"
-    base=${drv##*/}
-    log=$(find "$dir/state" -path "*/${base:0:2}/${base:2}*" -type f 2>/dev/null | head -n 1 || true)
-    [ "$is_status" = "$status" ] || words="STATUS $is_status"
-    printf '%-20s %6s  %-22s %-13s %4ss %9s  %s\n' "$job" "$id" "$words" "$is_machine" "$seconds" "$is_products" "${log#"$dir"/}"
-    if [ -n "$remark" ]; then
-        echo "    WRONG:$remark"
+    local job status machine products words row is_status is_machine is_products seconds id drv remark base log
+    printf '\n%-20s %6s  %-22s %-13s %5s %9s  %s\n' JOB BUILD STATUS MACHINE TIME PRODUCTS LOG
+    while IFS=$'\t' read -r job status machine products words; do
+        case $job in '#'*) continue ;; esac
+        row=$(awk -F '\t' -v job="$job" '$1 == job' "$dir/result.tsv")
+        IFS=$'\t' read -r _ is_status is_machine is_products seconds id drv _ <<<"${row:-$'-\tmissing\t-\t0\t0\t-\t-'}"
+        remark=
+        [ "$is_status" = "$status" ] || remark+=" status $is_status instead of $status;"
+        [ "$machine" = - ] || [ "$is_machine" = "$machine" ] || remark+=" on $is_machine instead of $machine;"
+        [ "$is_products" = "$products" ] || remark+=" $is_products products instead of $products;"
+        base=${drv##*/}
+        log=$(find "$dir/state" -path "*/${base:0:2}/${base:2}*" -type f 2>/dev/null | head -n 1 || true)
+        [ "$is_status" = "$status" ] || words="STATUS $is_status"
+        printf '%-20s %6s  %-22s %-13s %4ss %9s  %s\n' "$job" "$id" "$words" "$is_machine" "$seconds" "$is_products" "${log#"$dir"/}"
+        if [ -n "$remark" ]; then
+            echo "    WRONG:$remark"
+            wrong=$((wrong + 1))
+        fi
+    done <"$expected"
+    echo
+    if [ "$(wc -l <"$dir/result.tsv")" -ne "$(grep -vc '^#' "$expected")" ]; then
+        echo "WRONG: the evaluation has other jobs than $expected: $(cut -f1 "$dir/result.tsv" | xargs)"
         wrong=$((wrong + 1))
     fi
-done <tests/demo/expected.tsv
-echo
+}
+wrong=0 started=$SECONDS
+
+step "a project whose jobsets are declared in its repository"
+ask create-user demo --full-name "The demo" >/dev/null
+ask apply --yes "$dir/demo.toml"
+ask jobset evaluate --wait --timeout 300 demo:.jobsets >/dev/null || die "the project's declaration was not read; hydrad's log: $dir/hydrad.log"
+ask jobset list demo
+
+step "evaluating and building $(grep -vc '^#' tests/demo/expected.tsv) jobs on localhost and demo-builder"
+evaluate_and_build tests/demo/expected.tsv
 awk -F '\t' '$1 == "tarball" && $8 != "greet-1.0" { print "WRONG: the release name of tarball is \"" $8 "\""; bad = 1 }
     $1 == "tests" && $9 != 2 { print "WRONG: tests has " $9 " metrics instead of 2"; bad = 1 }
     END { exit bad }' "$dir/result.tsv" || wrong=$((wrong + 1))
 
+step "a commit breaks one job and mends another"
+"${git[@]}" apply - <tests/demo/update.patch
+"${git[@]}" commit --quiet --all --message "Greet in the morning; a number is what it says"
+"${git[@]}" --no-pager log --oneline --max-count=1
+evaluate_and_build tests/demo/expected-after-update.tsv
+
+step "what the commit did (hydrad eval diff demo:main)"
+ask eval diff demo:main
+listed() { # LIST: the jobs in a list of the difference
+    ask eval diff --json demo:main | /usr/bin/python3 -c "import json, sys; print(*sorted(pair['job'] for pair in json.load(sys.stdin)['$1']))"
+}
+check() { # WHAT EXPECTED ACTUAL
+    [ "$2" = "$3" ] && return
+    echo "WRONG: $1: $3 instead of $2"
+    wrong=$((wrong + 1))
+}
+check "newly broken" "release tests" "$(listed newlyBroken)"
+check "newly fixed" "after-compile-error compile-error" "$(listed newlyFixed)"
+
+step "what the webhook was told"
+# As many ends as there are builds, and two evaluations; what a failed step ends together is told together.
+builds=$("${sql[@]}" -c "select count(*) from Builds b join Jobsets j on j.id = b.jobset_id where j.name = 'main'")
+summarise() {
+    tail -n +2 "$dir/told.json" | /usr/bin/python3 -c '
+import collections, json, sys
+told, evaluations, ends = [json.loads(line) for line in sys.stdin], set(), {}
+for document in told:
+    if document["event"] == "evalAdded":
+        evaluations.add(document["eval"])
+    else:
+        ends[document["build"]] = document["status"]
+        for dependent in document["dependentIds"]:
+            ends.setdefault(dependent, "dependency-failed")
+counts = collections.Counter(ends.values()).most_common()
+print(len(evaluations), len(ends), ", ".join(f"{count} {status}" for status, count in counts))'
+}
+since=$SECONDS
+while :; do
+    alive
+    evaluations=0 ends=0
+    read -r evaluations ends words < <(summarise 2>/dev/null) || true
+    [ "$evaluations" -lt 2 ] || [ "$ends" -lt "$builds" ] || break
+    [ $((SECONDS - since)) -lt 60 ] || { ask notifications; die "the webhook was told of $evaluations evaluations and $ends of $builds builds"; }
+    sleep 0.5
+done
+echo "$evaluations evaluations, $ends builds: $words"
+
 [ "$wrong" -eq 0 ] || die "$wrong not as expected (after $((SECONDS - started)) s); hydrad's log: $dir/hydrad.log"
 verdict=good
-echo "demo: all jobs ended as they should, in $((SECONDS - started)) s."
+echo "demo: all jobs ended as they should, twice, in $((SECONDS - started)) s."
 [ -n "$keep" ] || echo "(run tests/demo/run.sh --keep to look at the logs, stores and database afterwards)"
