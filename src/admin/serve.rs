@@ -1,6 +1,7 @@
 //! The commands that need settings and database put together: `run` and `queue-runner`, `init`, `check`.
 
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -97,6 +98,11 @@ fn unlock_evaluator(args: &RunArgs) -> Result<ExitCode> {
     }
 }
 
+/// The folder of `--state`, as an absolute path.
+fn state_folder(args: &RunArgs) -> Result<Option<PathBuf>> {
+    args.state.state.as_deref().map(absolute).transpose()
+}
+
 /// `hydrad evaluator PROJECT JOBSET`: exit code 0 however it ended, as in C++.
 fn evaluate_one(args: &RunArgs, project: &str, jobset: &str) -> Result<ExitCode> {
     let signals = signals::listen().context("cannot listen to signals")?;
@@ -105,6 +111,7 @@ fn evaluate_one(args: &RunArgs, project: &str, jobset: &str) -> Result<ExitCode>
         target: args.state.target(&settings)?,
         settings,
         overrides: Vec::new(),
+        state: state_folder(args)?,
         beside: true,
         alone: false,
         groups: None,
@@ -285,10 +292,12 @@ fn serve_all(
 ) -> Result<ExitCode> {
     let has = |service| only.has(service, &settings);
     let is_queue_runner = has(Service::QueueRunner);
+    let state = state_folder(args)?;
     let evaluator = has(Service::Evaluator).then(|| evaluator::Config {
         settings: settings.clone(),
         target: target.clone(),
         overrides: overrides.clone(),
+        state,
         beside: args.beside,
         alone: !is_queue_runner,
         groups,

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -45,8 +45,8 @@ pub struct Program {
 }
 
 impl Program {
-    /// The program of the setting, else this very one.
-    pub fn of(setting: Option<&str>) -> Program {
+    /// The program of the setting, else this very one, which is told of the `--state` of this process.
+    pub fn of(setting: Option<&str>, state: Option<&Path>) -> Program {
         match setting {
             Some(path) => Program {
                 path: path.into(),
@@ -54,7 +54,9 @@ impl Program {
             },
             None => Program {
                 path: own_program(),
-                args: vec!["eval-jobset".to_owned()],
+                args: std::iter::once("eval-jobset".to_owned())
+                    .chain(state.map(|dir| format!("--state={}", dir.display())))
+                    .collect(),
             },
         }
     }

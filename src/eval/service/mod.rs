@@ -14,6 +14,7 @@ pub mod report;
 mod tables;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -76,6 +77,8 @@ pub struct Config {
     pub target: DbTarget,
     /// What the command line says of the settings, also when they are read again.
     pub overrides: Vec<Override>,
+    /// The folder of `--state`, absolute: evaluations are to find the same database and settings.
+    pub state: Option<PathBuf>,
     /// Start beside sessions of Hydra's own evaluator.
     pub beside: bool,
     /// It is the only service of this process, and speaks with systemd.
@@ -257,7 +260,10 @@ impl Core {
             meters: Meters::default(),
             tables,
             inbox,
-            program: Program::of(settings.eval_jobset_program.as_deref()),
+            program: Program::of(
+                settings.eval_jobset_program.as_deref(),
+                config.state.as_deref(),
+            ),
             groups: config.groups.clone(),
             read_every: settings.queue_poll_interval,
             read_at: Instant::now(),
@@ -576,7 +582,10 @@ impl Core {
                 }
                 let limits = limits(&settings);
                 self.memory_bytes_max = limits.memory_bytes_max;
-                self.program = Program::of(settings.eval_jobset_program.as_deref());
+                self.program = Program::of(
+                    settings.eval_jobset_program.as_deref(),
+                    config.state.as_deref(),
+                );
                 self.read_every = settings.queue_poll_interval;
                 self.stop_timeout = settings.stop_timeout;
                 config.settings = settings;
@@ -755,7 +764,10 @@ pub fn evaluate_one(
     let view = Arc::new(View::new().map_err(system)?);
     let order = Order {
         begun: begun.clone(),
-        program: Program::of(config.settings.eval_jobset_program.as_deref()),
+        program: Program::of(
+            config.settings.eval_jobset_program.as_deref(),
+            config.state.as_deref(),
+        ),
         groups: None,
         memory_bytes_max: u64::MAX,
     };
