@@ -28,7 +28,7 @@ const POOLED_MAX: u32 = 1;
 #[derive(clap::Args, Debug)]
 #[command(
     after_help = "Exit code: 0 if the jobset was evaluated or nothing changed, also when an input could not be fetched; 1 if the evaluation \
-failed as a whole (the jobset's row says why; after --dry-run, or a fetch in it, this output does); 2 if it could not be done, for instance \
+failed as a whole (the jobset's row says why), or with --dry-run an input could not be fetched; 2 if it could not be done, for instance \
 since there is no such jobset.
 
 Environment: HYDRA_DRY_RUN is --dry-run; HYDRA_DEBUG prints what is evaluated; HYDRA_MAIL_TEST mails an error though it is not new.
@@ -50,7 +50,9 @@ pub struct EvalJobsetArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// The project's name
     pub project: String,
+    /// The jobset's name; `.jobsets` of a declarative project
     pub jobset: String,
 }
 

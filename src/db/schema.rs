@@ -170,6 +170,13 @@ const RIGHTS_OF_EVALUATOR: &[(&str, &[&str])] = &[
     ("cachedbazaarinputs", &["SELECT", "INSERT"]),
     ("cacheddarcsinputs", &["SELECT", "INSERT"]),
     ("systemstatus", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
+    ("jobsets_id_seq", &["USAGE"]),
+    ("jobsetevals_id_seq", &["USAGE"]),
+    ("evaluationerrors_id_seq", &["USAGE"]),
+    ("builds_id_seq", &["USAGE"]),
+    ("hydrad.notifier", &["SELECT"]),
+    ("hydrad.events", &["INSERT"]),
+    ("hydrad.evaluations", &["INSERT"]),
 ];
 
 /// What the notifier does with each table.
