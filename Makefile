@@ -68,7 +68,7 @@ units := hydrad.service hydrad-queue-runner.service hydrad-evaluator.service hyd
 	hydrad-send-stats.service
 sharedir := $(PREFIX)/share/hydrad
 links := hydra-queue-runner hydra-evaluator hydra-notify hydra-init hydra-update-gc-roots hydra-create-user \
-	hydra-send-stats hydra-eval-jobset
+	hydra-send-stats hydra-eval-jobset hydra-eval-jobs
 rendered := target/install
 
 # Fill the placeholders of everything under conf/ into $(rendered).

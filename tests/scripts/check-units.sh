@@ -25,6 +25,7 @@ expected="./etc/hydrad/environment
 ./etc/hydrad/hydra.conf
 ./etc/hydrad/machines
 ./usr/local/bin/hydra-create-user
+./usr/local/bin/hydra-eval-jobs
 ./usr/local/bin/hydra-eval-jobset
 ./usr/local/bin/hydra-evaluator
 ./usr/local/bin/hydra-init
