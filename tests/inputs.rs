@@ -5,6 +5,7 @@ mod common;
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -678,6 +679,21 @@ fn what_a_killed_process_left_is_taken_away() {
     assert_eq!(unsafe { libc::flock(held.as_raw_fd(), libc::LOCK_EX) }, 0);
     let _other = fetcher(&site.db, &site.dir, &[]);
     assert!(!left.exists() && mine.exists());
+}
+
+/// A fetch that is killed leaves no program that goes on.
+#[test]
+fn programs_end_with_whoever_started_them() {
+    let starting = std::thread::spawn(|| {
+        let mut command = Command::new("sleep");
+        let child = hydrad::sys::child::ends_with_thread(command.arg("98762")).spawn();
+        child.expect("start sleep")
+    });
+    let mut child = starting.join().expect("no panic");
+    let status = eventually("it ends long before its time", || {
+        child.try_wait().expect("wait for sleep")
+    });
+    assert_eq!(status.signal(), Some(libc::SIGKILL));
 }
 
 #[test]
