@@ -632,13 +632,10 @@ fn flakes_need_no_setting_of_nix_conf() {
     );
     assert!(both.ends_with(jobs.jobs["rev"]["nixName"].as_str().expect("a name")));
     assert!(jobs.error("bad").contains("error: bad"));
-    // Nix up to 2.18 does not evaluate purely in `nix repl`: then the flake is restricted instead.
+    // Nix 2.8 does not evaluate purely in `nix repl`: then the flake is restricted instead.
     let restricted = jobs.said.contains("what can be reached is restricted");
     let refused = jobs.error("host");
-    assert!(
-        refused.contains("access to absolute path '/etc/hostname' is forbidden"),
-        "{refused}"
-    );
+    assert!(refused.contains("is forbidden in"), "{refused}");
     assert_eq!(jobs.jobs["impure"].get("error").is_none(), restricted);
     let checks = flake(
         &bench,

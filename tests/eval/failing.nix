@@ -1,6 +1,7 @@
 # Jobs in sets of a hundred. Of each sixteen one fails, in one of ten ways in turn; `bad = false`: none does.
-# `work`: how much each job computes by itself (1000 is about half a millisecond); `salt` makes other derivations of all.
-{ n ? 400, bad ? true, salt ? "a", work ? 0 }:
+# `work`: how much each job computes by itself (1000 is about a quarter of a millisecond); `salt` makes other derivations of all;
+# `recurse`: nix-instantiate finds them too.
+{ n ? 400, bad ? true, salt ? "a", work ? 0, recurse ? false }:
 let
   inherit (builtins) bitAnd deepSeq elemAt foldl' genList length listToAttrs seq toString;
   job = name: i: derivation {
@@ -27,5 +28,6 @@ let
     (job "aggregate" i // { _hydraAggregate = true; constituents = [ "is-never-looked-for" (throw "broken constituent of ${toString i}") ]; })
   ];
   one = i: if bad && bitAnd i 15 == 7 then elemAt (ways i) ((i / 16) - (i / 160) * 10) else job "j${toString i}" i;
-  set = s: { name = "s${toString s}"; value = listToAttrs (genList (j: { name = "j${toString (s * 100 + j)}"; value = one (s * 100 + j); }) 100); };
+  set = s: { name = "s${toString s}"; value = listToAttrs (genList (j: { name = "j${toString (s * 100 + j)}"; value = one (s * 100 + j); }) 100)
+    // (if recurse then { recurseForDerivations = true; } else { }); };
 in listToAttrs (genList set (n / 100))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Benchmark: how fast hydrad loads a queue, starts a build, gets through a graph, tells of events. Private PostgreSQL and Nix store in BENCH_DIR
+# Benchmark: how fast hydrad loads a queue, starts a build, gets through a graph, tells of events, evaluates jobs. Private PostgreSQL and Nix store in BENCH_DIR
 # (default /var/tmp/hydrad-bench-USER, kept for the next run; results.jsonl in it has one line per run).
 #   bench.sh              the usual set, and at its end a table of what was measured beside the goals (goals.json: the same);
 #                         12 minutes on two quiet processors, 3 of them the first time only. Exit code 1: a goal is not met.
@@ -88,4 +88,9 @@ bench conns --label slots-96 --graph l2k --machines fake:12x8 "${ready[@]}" "${c
 bench conns --label slots-96-pool-4 --graph l2k --machines fake:12x8 "${ready[@]}" --conf max_db_connections=4 "${calm[@]}"
 step "100,000 events, four threads tell a web server of them while another one hangs; then 5,000 more at 200 a second"
 notify "${calm[@]}"
+evaluate() { /usr/bin/python3 "$here/eval.py" "${calm[@]}" "$@"; }
+step "evaluating 3,000 jobs whose derivations are not there yet, with one process and with two; nix-instantiate beside them"
+evaluate --label eval-cold --plain
+step "evaluating 1,000 jobs that compute a while and whose derivations are there, with one process and with two"
+evaluate --label eval-warm --n 1000 --work 4000 --warm
 /usr/bin/python3 "$here/goals.py" "$BENCH_DIR/results.jsonl" "$first" "$BENCH_DIR/goals.json"

@@ -169,7 +169,7 @@ impl Surroundings {
     /// An expression's trace, or a warning of Nix's.
     fn log(&self, line: &str) {
         let line = crate::base::text::presentable(line.trim_end().as_bytes(), LOGGED_BYTES_MAX);
-        if line.is_empty() || line.starts_with("Welcome to Nix") {
+        if line.is_empty() {
             return;
         }
         match self.lines_logged.fetch_add(1, Ordering::Relaxed) {
@@ -392,6 +392,10 @@ impl<'a> Process<'a> {
     }
 
     fn log(&self, words: &str) {
+        // Its welcome is no news.
+        if self.lines_sent == 1 {
+            return;
+        }
         for line in words.lines() {
             self.around.log(line);
         }

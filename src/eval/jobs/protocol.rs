@@ -159,7 +159,7 @@ fn bindings() -> impl Iterator<Item = String> {
 /// The line that evaluates the top of the jobset.
 pub(super) const ROOT: &str = "say (builtins.toJSON (is root.value))";
 
-/// The line that says whether the process evaluates purely: `nix repl` up to Nix 2.18 does not, whatever it is told.
+/// The line that says whether the process evaluates purely: `nix repl` of 2.8 does not, whatever it is told; that of 2.26 does.
 pub(super) const IS_PURE: &str =
     "say (builtins.toJSON { other = if builtins ? currentTime then \"impure\" else \"pure\"; })";
 
@@ -174,8 +174,8 @@ pub(super) fn go(ranges: &[Range]) -> String {
 }
 
 /// What follows a line, by whose answers it is known that it is done: the first of these numbers, or the second alone if the
-/// line came to the end of a file within an expression. Nix up to 2.18 takes that, in whatever file it is, for a line of ours that
-/// goes on, keeps silent and waits. `let` cannot go on in what we have said: it is a syntax error and ends the waiting.
+/// line came to the end of a file within an expression. Nix (2.8 and 2.26 alike) takes that, in whatever file it is, for a line of
+/// ours that goes on, keeps silent and waits. `let` cannot go on in what we have said: it is a syntax error and ends the waiting.
 pub(super) fn end(nonce: &str, number: u64) -> String {
     let line = |number| format!("let end = builtins.trace \"@{nonce} E {number}\" null; in end\n");
     format!("{}{}", line(2 * number), line(2 * number + 1))

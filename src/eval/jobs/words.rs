@@ -27,8 +27,11 @@ pub(super) fn error(words: &str) -> Option<String> {
     let frames: Vec<&str> = frames
         .filter(|frame| frame.trim_start().starts_with("error:") || !is_ours(frame))
         .collect();
+    let is_remark = |frame: &str| frame.trim_start().starts_with("(stack trace truncated;");
     let mut kept = match frames[..] {
         [error] => error.trim_start().to_owned(),
+        // Only frames of ours were shown.
+        [remark, error] if is_remark(remark) => error.trim_start().to_owned(),
         _ => format!("{header}{}", frames.join("\n\n")),
     };
     if kept.len() > ERROR_BYTES_MAX {
@@ -41,9 +44,9 @@ pub(super) fn error(words: &str) -> Option<String> {
     Some(kept)
 }
 
-/// Of a job that imports a file which ends too early: older Nix says nothing of it.
-pub(super) const CUT_SHORT: &str = "error: syntax error, unexpected end of file in a file that this job imports (which one, this version of \
-    Nix does not say; `nix-instantiate --parse FILE` does)";
+/// Of a job that imports a file which ends too early: `nix repl` says nothing of it.
+pub(super) const CUT_SHORT: &str = "error: syntax error, unexpected end of file in a file that this job imports (`nix repl` does not say \
+    which; `nix-instantiate --parse FILE` does)";
 
 fn is_ours(frame: &str) -> bool {
     frame.contains("at «string»:")
@@ -115,6 +118,8 @@ mod tests {
             "error:\n       … while evaluating 'x'\n         at /src/a.nix:3:4:\n\n       error: thrown"
         );
         let said = "error:\n       … in 'go'\n         at «string»:1:7:\n            1| x\n\n       error: thrown\n";
+        assert_eq!(error(said).as_deref(), Some("error: thrown"));
+        let said = "error:\n       … in 'go'\n         at «string»:1:7:\n\n       (stack trace truncated; use '--show-trace')\n\n       error: thrown\n";
         assert_eq!(error(said).as_deref(), Some("error: thrown"));
     }
 

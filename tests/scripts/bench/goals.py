@@ -24,6 +24,7 @@ for r in of("arrive-busy"):
     if r["busy"] != 8 or r["ended"]: print(f"goals: the slots were not busy all the time: {r}", file=sys.stderr); sys.exit(2)
 large = of("load-100k")
 kb = lambda rs: statistics.median(r["hwm_mb"] for r in rs) * 1024
+cold, warm = of("eval-cold")[-1], of("eval-warm")[-1]
 wide, narrow = of("slots-96"), of("slots-96-pool-4")
 for r in wide + narrow:
     if not r["max_conns"]: print(f"goals: the connections were not seen: {r}", file=sys.stderr); sys.exit(2)
@@ -53,6 +54,11 @@ rows = [
     ("notifier's memory after 100,000 events", statistics.median(r["rss_mb"] / r["rss_10k_mb"] for r in told), "of that at 10,000", "<=", 1.5,
      f"{median('notify', field('rss_mb')):.0f} MB"),
     ("steps at once at 96 slots, pool of 4", max(r["max_busy_steps"] for r in narrow), "", ">=", 96, f"{max(r['max_conns'] for r in narrow)} connections"),
+    ("evaluating trivial jobs, cold, one process", cold["one_of_plain"], "of plain Nix", ">=", 0.8,
+     f"{cold['workers_1']['jobs_per_s']} jobs/s; nix-instantiate {cold['plain']['jobs_per_s']}"),
+    ("the same with two processes", cold["two_of_one"], "of one", ">=", 0.75, f"{cold['workers_2']['jobs_per_s']} jobs/s"),
+    ("evaluating jobs that compute, two processes", warm["two_of_one"], "of one", ">=", 1.3,
+     f"{warm['workers_1']['secs'] / warm['n'] * 1000:.2f} ms a job with one process; derivations exist"),
 ]
 met = {"<=": lambda a, b: a <= b, ">=": lambda a, b: a >= b}
 fields = ("what", "measured", "unit", "relation", "goal", "remark")
