@@ -213,6 +213,7 @@ in {
   no-system = builtins.removeAttrs (job "no-system" { }) [ "system" ];
   unknown-system = job "unknown-system" { system = "unknown"; };
   forged = { type = "derivation"; name = "forged"; system = "x"; drvPath = "/etc/passwd"; outPath = "/etc/passwd"; };
+  endless = let set = { inherit set; }; in set;
   traced = builtins.trace "a trace of the expression" (job "traced" { });
 }
 "#;
@@ -231,12 +232,14 @@ fn jobs_are_what_hydra_makes_of_them() {
         "more",
         "and more",
     ]);
+    let endless = format!("endless{}", ".set".repeat(31));
     assert_eq!(
         found.names(),
         [
             "arguments",
             "bad-meta",
             "context",
+            endless.as_str(),
             "float",
             "forged",
             "function",
@@ -317,6 +320,10 @@ fn jobs_are_what_hydra_makes_of_them() {
         ("context", "is a string with context, which"),
         ("path", "is a path, which"),
         ("float", "is a float, which"),
+        (
+            &endless,
+            "is a set 32 levels deep, and is not looked into: does a set contain itself?",
+        ),
         ("forged", "'/etc/passwd' is not a store path"),
     ] {
         assert!(

@@ -114,6 +114,8 @@ pub enum EvalError {
     NoJobs { flake: String },
     #[error("error: flake '{flake}' is not locked: it names neither a revision nor a narHash")]
     NotLocked { flake: String },
+    #[error("error: the jobset has more than {max} jobs: does a set contain itself?")]
+    TooMany { max: u64 },
     /// A process that does not understand us.
     #[error("the evaluating process does not work: {0}")]
     Process(String),

@@ -29,6 +29,11 @@ const STARTS_MAX: u32 = 3;
 /// The pause before the second time; before the third it is twice as long.
 const START_PAUSE: Duration = Duration::from_millis(500);
 
+/// Jobs of one jobset; nixpkgs has 300,000. What has more contains itself, most likely.
+const JOBS_MAX: u64 = 2_000_000;
+/// Illegal names that are told of.
+const SKIPPED_SHOWN_MAX: u64 = 1_000;
+
 struct Pool<'a> {
     request: &'a Request<'a>,
     around: &'a Surroundings,
@@ -42,6 +47,7 @@ struct Pool<'a> {
     /// Of each worker's process, bytes; 0 without one.
     memory: Vec<AtomicU64>,
     alive: AtomicU32,
+    skipped: AtomicU64,
     failure: Mutex<Option<EvalError>>,
 }
 
@@ -96,6 +102,7 @@ fn evaluate_in(
         peak_process: AtomicU64::new(0),
         memory: (0..workers).map(|_| AtomicU64::new(0)).collect(),
         alive: AtomicU32::new(0),
+        skipped: AtomicU64::new(0),
         failure: Mutex::new(None),
     };
     let mut aggregates = Aggregates::default();
@@ -240,7 +247,7 @@ impl<'a> Pool<'a> {
                     prefix: String::new(),
                     names,
                 };
-                self.add(protocol::ranges(set, &mut skip));
+                self.add(protocol::ranges(set, &mut |name| self.skip(name)));
                 Ok(None)
             }
             told => {
@@ -266,8 +273,21 @@ impl<'a> Pool<'a> {
 
     fn add(&self, ranges: Vec<Range>) {
         let count: u64 = ranges.iter().map(|range| u64::from(range.count)).sum();
-        self.found.fetch_add(count, Ordering::Relaxed);
+        let before = self.found.fetch_add(count, Ordering::Relaxed);
+        if before + count > JOBS_MAX {
+            lock(&self.failure).get_or_insert(EvalError::TooMany { max: JOBS_MAX });
+            return self.close();
+        }
         self.ranges.add(ranges);
+    }
+
+    /// A name that cannot be a job's.
+    fn skip(&self, name: &str) {
+        match self.skipped.fetch_add(1, Ordering::Relaxed) {
+            n if n < SKIPPED_SHOWN_MAX => skip(name),
+            SKIPPED_SHOWN_MAX => log::warn!("(further illegal names are not shown)"),
+            _ => {}
+        }
     }
 
     /// A worker's life.
@@ -391,9 +411,13 @@ impl<'a> Pool<'a> {
                 }
                 Err(why) => self.failed(attribute, format!("error: {why}")),
             }),
+            Told::Names(names) if !names.is_empty() && attribute.is_deepest() => {
+                let name = attribute.name();
+                Some(self.failed(attribute, words::too_deep(&name, protocol::DEPTH_MAX)))
+            }
             Told::Names(names) => {
                 self.found.fetch_sub(1, Ordering::Relaxed);
-                self.add(attribute.enter(names, &mut skip));
+                self.add(attribute.enter(names, &mut |name| self.skip(name)));
                 None
             }
             Told::Null => {

@@ -17,6 +17,9 @@ const WALK: &str = include_str!("walk.nix");
 /// Bytes of the longest line to the process; longer ones are slow (editline looks at each byte again and again).
 pub(super) const LINE_BYTES_MAX: usize = 900;
 
+/// Levels of attributes below each other that are entered. A set that holds itself has no end, and a line has one.
+pub(super) const DEPTH_MAX: usize = 32;
+
 /// Where arguments and the expressions of arguments lie, by this name on the search path.
 pub(super) const ARGUMENTS: &str = "hydrad-arguments";
 
@@ -57,6 +60,11 @@ impl Range {
     pub fn text(&self) -> String {
         let path: Vec<String> = self.set.path.iter().map(u32::to_string).collect();
         format!("[ [ {} ] {} {} ] ", path.join(" "), self.first, self.count)
+    }
+
+    /// Whether the first of them is too deep to be entered.
+    pub fn is_deepest(&self) -> bool {
+        self.set.path.len() + 1 >= DEPTH_MAX
     }
 
     /// The name of the first of them as a job.

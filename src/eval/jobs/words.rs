@@ -56,6 +56,10 @@ pub(super) fn not_supported(name: &str, kind: &str) -> String {
     format!("error: attribute '{name}' is {kind}, which is not supported")
 }
 
+pub(super) fn too_deep(name: &str, depth_max: usize) -> String {
+    format!("error: attribute '{name}' is a set {depth_max} levels deep, and is not looked into: does a set contain itself?")
+}
+
 pub(super) fn too_large(had_bytes: u64, max_bytes: u64) -> String {
     format!(
         "error: evaluating this job takes more memory than evaluator_max_memory_size allows: alone in a new process it had {} MiB \
