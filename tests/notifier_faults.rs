@@ -315,7 +315,7 @@ fn s5_rows_of_hydras_notifier_are_taken_up_as_it_left_them_and_left_as_it_would(
 
 #[test]
 fn two_notifiers_the_active_one_killed_at_random_nothing_lost_and_doubles_only_with_the_same_key() {
-    let (rounds, mut random) = (kills().div_ceil(3), random());
+    let (rounds, mut random) = (kills().div_ceil(5), random());
     let target = Recorder::accepting();
     let place = Place::new(&format!(
         "max-concurrent-notifications = 3\n<webhook>\nurl = {}\nevents = buildStarted buildFinished\n</webhook>\n",
