@@ -145,19 +145,20 @@ pub struct QueueRunnerArgs {
 
 /// Run the evaluator alone, or evaluate one jobset
 ///
-/// Evaluates each enabled jobset when it is triggered or its check interval is over, several at the same time, each in a
-/// process of its own (`hydrad eval-jobset`). Stands by while another evaluator of hydrad's works on the same database, and
-/// takes over when that is gone. For units and scripts made for Hydra's hydra-evaluator: all of that program's options are
-/// understood.
+/// Evaluates each enabled jobset when it is triggered or its check interval is over, several at
+/// the same time, each in a process of its own (`hydrad eval-jobset`). Stands by while another
+/// evaluator of hydrad's works on the same database, and takes over when that is gone. For units
+/// and scripts made for Hydra's hydra-evaluator: all of that program's options are understood.
 ///
 ///   hydrad evaluator                  the service
 ///   hydrad evaluator nixpkgs trunk    evaluate this jobset now, once, whatever the schedule says
 ///   hydrad status                     what is evaluated and what is due
 ///   hydrad explain nixpkgs:trunk      why a jobset is not evaluated
 ///
-/// SIGTERM stops: evaluations are ended (SIGTERM, after `stop_timeout` SIGKILL) and made again after the next start. SIGHUP
-/// reads hydra.conf again. Exit code with PROJECT and JOBSET: 0 however the evaluation ended, as in Hydra (`hydrad eval-jobset`
-/// tells that), 1 if there is no such jobset or it is disabled.
+/// SIGTERM stops: evaluations are ended (SIGTERM, after `stop_timeout` SIGKILL) and made again
+/// after the next start. SIGHUP reads hydra.conf again. Exit code with PROJECT and JOBSET: 0
+/// however the evaluation ended, as in Hydra (`hydrad eval-jobset` tells that), 1 if there is no
+/// such jobset or it is disabled.
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct EvaluatorArgs {

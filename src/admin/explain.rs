@@ -24,9 +24,9 @@ const APPLICATION: &str = "hydrad-explain";
 ///
 /// BUILD is a number: the shortest chain of what it waits for, and why the end of that chain does
 /// not run; for a build that has ended, how, and where its log is. DRV is a derivation's path or
-/// base name. PROJECT:JOBSET: whether it is being evaluated, when it will be and what it waits for, and
-/// what was wrong the last time. Anything else is a MACHINE as in the first column of the machines file: its slots,
-/// running steps, last errors and standing.
+/// base name. PROJECT:JOBSET: whether it is being evaluated, when it will be and what it waits for,
+/// and what was wrong the last time. Anything else is a MACHINE as in the first column of the
+/// machines file: its slots, running steps, last errors and standing.
 ///
 ///   hydrad explain 1234
 ///   hydrad explain /nix/store/...-hello-2.12.drv
@@ -34,9 +34,10 @@ const APPLICATION: &str = "hydrad-explain";
 ///   hydrad explain nixpkgs:trunk
 ///   hydrad explain 1234 --json | jq .now.step.at.state
 ///
-/// Asks the running queue runner (of a jobset, the evaluator) through the database, so this works on any host that reaches it;
-/// if that is away, at `status_address`; if none answers, what the tables tell is shown. Exit code: 0 when there is such a thing, 1 when
-/// there is not or no queue runner answered.
+/// Asks the running queue runner (of a jobset, the evaluator) through the database, so this works
+/// on any host that reaches it; if that is away, at `status_address`; if none answers, what the
+/// tables tell is shown. Exit code: 0 when there is such a thing, 1 when there is not or nobody
+/// answered.
 #[derive(clap::Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct ExplainArgs {
