@@ -404,6 +404,7 @@ fn a_machines_file_cut_by_a_crash_is_held_back_until_sighup() {
     .concat();
     site.machines(&whole);
     let mut hydrad = site.start();
+    hydrad.wait_log("adding machine 'm3'");
     let on = |feature: &str| format!("requiredSystemFeatures = [ \"{feature}\" ];");
     let half = whole.find("m2").unwrap() + 5;
     std::fs::write(site.machines_path(), &whole[..half]).unwrap();
