@@ -491,7 +491,9 @@ fn a_changed_hydra_conf_counts_at_once_and_a_broken_one_changes_nothing() {
     place.file("hydra.conf", &new);
     let before = Instant::now();
     hydrad.hang_up();
-    hydrad.wait_log("settings read again; CompressLog, Webhook guarded, Webhook coming");
+    hydrad.wait_log(
+        "settings read again; DeclarativeJobsets, CompressLog, Webhook guarded, Webhook coming",
+    );
     hydrad.wait_log("max-concurrent-notifications was changed: that needs a restart");
     // The fourth try would have been 8 s after the third, and later ones later still.
     hydrad.wait_sql(
@@ -614,7 +616,7 @@ fn s6_builds_that_share_a_status_are_told_one_after_the_other_and_others_meanwhi
     let place = Place::new(&format!(
         "max-concurrent-notifications = 4\n<github_authorization>\no = Bearer x\n</github_authorization>\n\
          <githubstatus>\njobs = .*\ninputs = src\nexcludeBuildFromContext = 1\nendpoint = {}\n</githubstatus>\n\
-         compress_build_logs = 0\n",
+         compress_build_logs = 0\nignore_settings = DeclarativeJobsets\n",
         forge.url()
     ));
     place.builds(1..=4);

@@ -2,6 +2,7 @@
 //!
 //! Knows no tables, no bytes on a wire and no threads.
 
+pub mod dates;
 pub mod ids;
 pub mod jobset;
 pub mod output;

@@ -16,6 +16,7 @@ use super::plugins::Failure;
 use crate::base::lock::lock;
 use crate::base::text;
 use crate::config::settings::HostRate;
+use crate::model::dates;
 use crate::sys::child::plain_error;
 use crate::web::client::{self, host, words};
 
@@ -262,7 +263,7 @@ fn pause_wanted(headers: &HeaderMap) -> Option<Duration> {
         Some(after) => match after.parse::<u64>() {
             Ok(secs) => secs,
             Err(_) => {
-                let date = httpdate(after)?;
+                let date = dates::from_http(after)?;
                 u64::try_from(date - now).unwrap_or(0)
             }
         },
@@ -317,34 +318,6 @@ fn hidden(body: &str, post: &Post<'_>) -> String {
     text
 }
 
-/// `Sun, 06 Nov 1994 08:49:37 GMT` as Unix time.
-fn httpdate(text: &str) -> Option<i64> {
-    const MONTHS: [&str; 12] = [
-        "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
-    ];
-    let mut parts = text.split_once(", ")?.1.split(' ');
-    let day: i64 = parts.next()?.parse().ok()?;
-    let month = parts.next()?;
-    let month = 1 + i64::try_from(MONTHS.iter().position(|name| *name == month)?).ok()?;
-    let year: i64 = parts.next()?.parse().ok()?;
-    let mut clock = parts
-        .next()?
-        .split(':')
-        .map(|part| part.parse::<i64>().ok());
-    let secs = clock.next()?? * 3_600 + clock.next()?? * 60 + clock.next()??;
-    if !(1..=31).contains(&day) || !(1_970..=9_999).contains(&year) {
-        return None;
-    }
-    // Days since 1970 of the proleptic Gregorian calendar, the year beginning in March.
-    let (y, m) = if month > 2 {
-        (year, month - 3)
-    } else {
-        (year - 1, month + 9)
-    };
-    let days = 365 * y + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day - 1 - 719_468;
-    Some(days * 86_400 + secs)
-}
-
 /// Whether an address can be posted to at all.
 ///
 /// # Errors
@@ -353,8 +326,18 @@ pub fn is_usable(url: &str) -> Result<(), String> {
     let uri: ureq::http::Uri = url
         .parse()
         .map_err(|error| format!("the address cannot be used: {error}"))?;
+    // What cannot be read as a port is no port to the parser.
+    let has_wrong_port = uri.port().is_none() && {
+        let authority = uri.authority().map_or("", |authority| authority.as_str());
+        let after_host = authority.rsplit(']').next().unwrap_or_default();
+        after_host
+            .rsplit('@')
+            .next()
+            .unwrap_or_default()
+            .contains(':')
+    };
     match (uri.scheme_str(), uri.host()) {
-        (Some("http" | "https"), Some(host)) if !host.is_empty() => Ok(()),
+        (Some("http" | "https"), Some(host)) if !host.is_empty() && !has_wrong_port => Ok(()),
         _ => Err(
             "the address cannot be used: expected http://HOST/... or https://HOST/...".to_owned(),
         ),
@@ -389,15 +372,17 @@ mod tests {
     }
 
     #[test]
-    fn dates_and_addresses() {
-        assert_eq!(httpdate("Sun, 06 Nov 1994 08:49:37 GMT"), Some(784_111_777));
-        assert_eq!(
-            httpdate("Thu, 29 Feb 2024 00:00:00 GMT"),
-            Some(1_709_164_800)
-        );
-        assert_eq!(httpdate("soon"), None);
+    fn addresses() {
         assert_eq!(is_usable("https://h:1/x?y"), Ok(()));
-        for wrong in ["http://h h/", "http://h:port/", "ftp://h/", "h"] {
+        assert_eq!(is_usable("http://[::1]/x"), Ok(()));
+        assert_eq!(is_usable("http://u:p@h/x"), Ok(()));
+        for wrong in [
+            "http://h h/",
+            "http://h:port/",
+            "http://h:99999/",
+            "ftp://h/",
+            "h",
+        ] {
             assert!(is_usable(wrong).is_err(), "{wrong}");
         }
     }

@@ -5,8 +5,8 @@ use std::time::Duration;
 use ureq::Agent;
 
 use super::credentials::Credentials;
-use super::dates;
 use crate::base::text::clip;
+use crate::model::dates;
 
 const SERVICE: &str = "http://169.254.169.254/latest";
 /// The service is on this host; elsewhere nobody answers.

@@ -13,7 +13,6 @@
 //! * **Downloads** that break off go on where they stopped, if the object is still the same.
 
 mod credentials;
-mod dates;
 mod instance;
 mod sign;
 
@@ -37,6 +36,7 @@ use super::uri::{StoreUri, UriError};
 use crate::base::lock::lock;
 use crate::base::random::Random;
 use crate::base::text::{clip, plain};
+use crate::model::dates;
 use crate::nix::hash::{hex_encode, sha256, Sha256Hash};
 use crate::sys::child::plain_error;
 use crate::sys::clock::unix_now;

@@ -87,8 +87,8 @@ pub fn encode_query(pairs: &[(&str, &str)]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::dates::timestamp;
     use super::*;
+    use crate::model::dates::timestamp;
 
     /// The examples in AWS's documentation of Signature Version 4 for S3 ("Examples: Signature Calculations").
     #[test]

@@ -1,4 +1,4 @@
-//! The three ways in which S3 writes a time: in signatures, in JSON and XML, in HTTP headers. All are UTC.
+//! Three ways to write a time: S3's in signatures, that of JSON and XML, and that of HTTP headers. All are UTC.
 
 use crate::model::UnixSecs;
 
