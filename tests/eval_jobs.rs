@@ -732,6 +732,33 @@ fn what_an_expression_may_reach_is_as_configured() {
 }
 
 #[test]
+fn what_a_repository_names_is_not_run_by_nixs_git() {
+    let expression = r#"let job = name: derivation { inherit name; system = "x86_64-linux"; builder = "/bin/sh"; };
+        fetched = builtins.fetchGit ./repo; in builtins.listToAttrs (map
+          (n: let name = "j${toString n}"; in { inherit name; value = job (if n == 17 then builtins.seq fetched.outPath name else name); })
+          (builtins.genList (n: n) 40))"#;
+    let bench = Bench::new(expression);
+    flake(&bench, "repo", "{ outputs = _: { }; }");
+    let (repo, ran) = (bench.src.join("repo"), bench.src.join("ran"));
+    let hook = format!("printf x@y >&2; echo >> {}; :", ran.display());
+    let git = |args: &[&str]| {
+        let mut command = Command::new("git");
+        command.arg("-C").arg(&repo).args(args);
+        common::output_of(&mut command)
+    };
+    git(&["config", "core.fsmonitor", &hook]);
+    git(&["status"]);
+    assert!(ran.exists(), "git alone runs it");
+    std::fs::remove_file(&ran).expect("it was there");
+    let found = bench.eval(&[]);
+    assert_eq!(found.names().len(), 40);
+    for (name, job) in &found.jobs {
+        assert_eq!(job["nixName"], name.as_str(), "{job}");
+    }
+    assert!(!ran.exists(), "a program of the repository was run");
+}
+
+#[test]
 fn an_expression_that_cannot_be_evaluated_at_all_is_an_error_of_the_run() {
     let bench = Bench::new("{ }: throw \"no jobs today\"");
     let src = format!("src={}", bench.src.path().display());

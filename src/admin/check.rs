@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::{check_evaluator, check_notifier};
 use crate::config::machines::{LocalHost, MachineLine, MachinesFiles, MachinesFromEnv};
-use crate::config::settings::{self, Override, Service, Settings, Verdict};
+use crate::config::settings::{self, EvaluatorProgram, Override, Service, Settings, Verdict};
 use crate::db::locks::{self, CONNECTIONS_BESIDE_POOL};
 use crate::db::schema::{self, SchemaState};
 use crate::db::{DbError, DbTarget};
@@ -547,6 +547,41 @@ fn program_rows(
         };
         rows.push(CheckRow::new(SECTION, key, value, mark, note));
     }
+    for (program, missing, lost) in programs_of_evaluator(settings) {
+        let (value, mark, note) = match find_program(program, &path) {
+            Some(found) => (found.display().to_string(), Mark::Ok, String::new()),
+            None => (
+                program.to_owned(),
+                missing,
+                format!("not found in PATH ({path}); install it: without it {lost}"),
+            ),
+        };
+        rows.push(CheckRow::new(SECTION, program, value, mark, note));
+    }
+}
+
+/// What evaluations start: the program, how bad it is if it is missing, and what is lost then. Nothing where `services` has no
+/// evaluator, or another program makes evaluations.
+fn programs_of_evaluator(settings: &Settings) -> Vec<(&'static str, Mark, &'static str)> {
+    let is_ours =
+        settings.services.contains(&Service::Evaluator) && settings.eval_jobset_program.is_none();
+    if !is_ours {
+        return Vec::new();
+    }
+    let no_jobs = "no jobset can be evaluated";
+    let git = (
+        "git",
+        Mark::Warning,
+        "no input of a Git repository can be fetched",
+    );
+    match settings.evaluator.program {
+        EvaluatorProgram::Builtin => vec![("nix", Mark::Problem, no_jobs), git],
+        EvaluatorProgram::NixEvalJobs => vec![
+            ("nix-eval-jobs", Mark::Problem, no_jobs),
+            ("nix", Mark::Warning, "no flake can be evaluated"),
+            git,
+        ],
+    }
 }
 
 fn find_program(program: &str, path: &str) -> Option<PathBuf> {
@@ -626,4 +661,40 @@ fn write_text(out: &mut dyn Write, rows: &[CheckRow], code: u8, colour: bool) ->
         count(Mark::Warning),
         count(Mark::Unknown)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_of_the_evaluator_are_looked_for_where_it_is_a_service() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("hydra.conf");
+        let missing = |conf: &str| {
+            std::fs::write(&file, conf).expect("written");
+            let env = |name: &str| match name {
+                "HYDRA_CONFIG" => Some(file.display().to_string()),
+                "PATH" => Some(dir.path().display().to_string()),
+                _ => None,
+            };
+            let settings = Settings::load(&env, &[]).expect("settings");
+            let mut rows = Vec::new();
+            program_rows(&env, &settings, &mut rows);
+            let rows = rows
+                .into_iter()
+                .filter(|row| !row.what.contains("_program"));
+            let rows = rows.map(|row| format!("{} {}", row.what, row.mark.word()));
+            rows.collect::<Vec<String>>()
+        };
+        assert!(missing("services = queue-runner\n").is_empty());
+        assert_eq!(
+            missing("services = evaluator\n"),
+            ["nix problem", "git warning"]
+        );
+        assert_eq!(
+            missing("services = evaluator\nevaluator_program = nix-eval-jobs\n"),
+            ["nix-eval-jobs problem", "nix warning", "git warning"]
+        );
+    }
 }

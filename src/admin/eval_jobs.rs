@@ -16,17 +16,20 @@ use crate::store::local::LocalStore;
 
 /// Evaluate the jobs of an expression or a flake, and print them as JSON
 ///
-/// EXPR is a file, `<NAME/FILE>` on the search path that -I makes, or a URL of a tarball; with --flake a locked flake
-/// reference. As in a jobset's evaluation only what -I names can be read, and how many processes evaluate, with how much
-/// memory, says hydra.conf (evaluator_workers, evaluator_max_memory_size, evaluator_job_timeout). So this shows what an
-/// evaluation of the jobset would find:
+/// EXPR is a file, `<NAME/FILE>` on the search path that -I makes, or a URL of a tarball; with
+/// --flake a locked flake reference. As in a jobset's evaluation only what -I names can be read,
+/// and how many processes evaluate, with how much memory, says hydra.conf (evaluator_workers,
+/// evaluator_max_memory_size, evaluator_job_timeout). So this shows what an evaluation of the
+/// jobset would find:
 ///
-///   hydrad eval-jobs -I src=$PWD --argstr system x86_64-linux '<src/release.nix>'
-///   hydrad eval-jobs --flake git+file:///srv/project?rev=...
+///    hydrad eval-jobs -I src=$PWD --argstr system x86_64-linux '<src/release.nix>'
+///    hydrad eval-jobs --flake git+file:///srv/project?rev=...
 ///
-/// The JSON has one object for each job: `nixName`, `system`, `drvPath`, `outputs`, `description`, ... and, where it cannot be
-/// evaluated, `error`. Errors are shown on stderr too. The exit code is 0 whatever becomes of single jobs.
+/// The JSON has one object for each job: `nixName`, `system`, `drvPath`, `outputs`,
+/// `description`, ... and, where it cannot be evaluated, `error`. Errors are shown on stderr too.
+/// The exit code is 0 whatever becomes of single jobs.
 #[derive(clap::Args, Debug)]
+#[command(verbatim_doc_comment)]
 pub struct EvalJobsArgs {
     #[command(flatten)]
     pub state: StateArgs,

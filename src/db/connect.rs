@@ -333,7 +333,8 @@ impl DbTarget {
             if !hint.is_empty() {
                 return hint;
             }
-            return "; is PostgreSQL running there? `hydrad check` shows where each part comes from"
+            return "; is PostgreSQL running there? `hydrad check` shows where each part comes from; \
+                    or --state DIR, if hydrad runs with that"
                 .to_owned();
         };
         let mut hint = match code.code() {

@@ -40,6 +40,8 @@ const RECONNECT_PAUSE: Duration = Duration::from_secs(1);
 const CURRENT_BATCH: usize = 1_000;
 /// Rows inserted by one statement.
 const INSERT_BATCH: usize = 5_000;
+/// Bytes of text in one statement that inserts builds, unless a single one has more. PostgreSQL ends the connection at 1 GiB.
+const INSERT_BYTES_MAX: usize = 16 << 20;
 
 /// What is evaluated.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -509,11 +511,10 @@ pub fn insert_builds(
     let ids: Vec<i32> = rows.iter().map(|row| row.get(0)).collect();
     let insert = tx.prepare(include_str!("../../sql/eval/insert_builds.sql"))?;
     let insert_outputs = tx.prepare(include_str!("../../sql/eval/insert_outputs.sql"))?;
-    for (at, (ids, some)) in ids
-        .chunks(INSERT_BATCH)
-        .zip(builds.chunks(INSERT_BATCH))
-        .enumerate()
-    {
+    let mut done = 0;
+    while done < builds.len() {
+        let end = done + batch(&builds[done..]);
+        let (ids, some) = (&ids[done..end], &builds[done..end]);
         let texts =
             |get: &dyn Fn(&NewBuild) -> String| -> Vec<String> { some.iter().map(get).collect() };
         let maybe = |get: &dyn Fn(&NewBuild) -> Option<String>| -> Vec<Option<String>> {
@@ -550,9 +551,37 @@ pub fn insert_builds(
             }
         }
         tx.execute(&insert_outputs, &[&owners, &names, &paths])?;
-        progress(at * INSERT_BATCH + some.len());
+        done = end;
+        progress(done);
     }
     Ok(ids)
+}
+
+/// How many of these builds one statement inserts: one at least.
+fn batch(builds: &[NewBuild]) -> usize {
+    let mut bytes: usize = 0;
+    let fitting = builds.iter().take(INSERT_BATCH).take_while(|build| {
+        bytes = bytes.saturating_add(text_bytes(build));
+        bytes <= INSERT_BYTES_MAX
+    });
+    fitting.count().max(1)
+}
+
+fn text_bytes(build: &NewBuild) -> usize {
+    let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+    let texts = [&build.job, &build.nix_name, &build.drv_path, &build.system];
+    let maybe = [
+        &build.description,
+        &build.license,
+        &build.homepage,
+        &build.maintainers,
+    ];
+    let outputs = build.outputs.iter();
+    texts.into_iter().map(String::len).sum::<usize>()
+        + maybe.into_iter().map(length).sum::<usize>()
+        + outputs
+            .map(|(name, path)| name.len() + length(path))
+            .sum::<usize>()
 }
 
 /// Which builds an evaluation has, and whether each is new.
@@ -724,4 +753,21 @@ pub fn finish_unchanged(
 /// The time as rows have it.
 pub fn now() -> i32 {
     i32::try_from(unix_now()).unwrap_or(i32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_statement_has_a_bound_of_rows_and_of_bytes() {
+        let build = |bytes: usize| NewBuild {
+            description: Some("x".repeat(bytes)),
+            ..NewBuild::default()
+        };
+        assert_eq!(batch(&vec![build(1); INSERT_BATCH + 1]), INSERT_BATCH);
+        assert_eq!(batch(&vec![build(INSERT_BYTES_MAX / 4); 9]), 4);
+        // A single one goes, however large.
+        assert_eq!(batch(&[build(INSERT_BYTES_MAX + 1), build(1)]), 1);
+    }
 }

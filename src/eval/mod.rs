@@ -2,6 +2,7 @@
 //!
 //! | file | knows |
 //! |---|---|
+//! | `harmless` | git as Nix starts it |
 //! | `input` | the words of an input: as configured, and as fetched |
 //! | `inputs` | how each type of input is fetched into the store |
 //! | `job` | the words of a job: what is to be evaluated, and what came out |
@@ -12,6 +13,7 @@
 //!
 //! It does not know tables (`db/`), nor who listens to what it announces.
 
+pub mod harmless;
 pub mod input;
 pub mod inputs;
 pub mod job;

@@ -9,7 +9,7 @@ use super::plugins::{Call, Failure};
 use crate::base::text;
 use crate::db::facts::{self, ChangedInput, Previous};
 use crate::nix::hash::{hex_encode, sha256};
-use crate::sys::child::{self, plain_error};
+use crate::sys::child;
 
 /// So many commits of an input are looked at.
 const COMMITS_MAX: usize = 10_000;
@@ -97,7 +97,7 @@ fn commits(call: &Call<'_>, input: &ChangedInput) -> Result<String, String> {
     }
     let (program, mut command) = command(&clone, input);
     let ended = child::capture(&mut command, call.around.time_max, call.stopping)
-        .map_err(|error| format!("cannot start {program}: {}", plain_error(&error)))?;
+        .map_err(|error| child::describe_trouble(program, &error))?;
     match (ended.late, ended.status) {
         (true, _) => Err(format!("{program} was ended")),
         (false, Some(status)) if status.success() => {

@@ -59,7 +59,7 @@ pub fn file(
     }
     command.arg(path);
     let ended = child::capture(&mut command, time_max, stopping)
-        .map_err(|error| format!("cannot start nix: {}", plain_error(&error)))?;
+        .map_err(|error| child::describe_trouble("nix", &error))?;
     match (ended.status, ended.late) {
         (_, true) => Err(format!(
             "`nix store cat` of {path} was ended after {} s",

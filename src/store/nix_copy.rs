@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::binary_cache::Gate;
 use super::local::PathMeta;
 use super::presence::{Known, Lifetimes, Presence};
-use crate::sys::child::{self, describe_status, plain_error};
+use crate::sys::child::{self, describe_status};
 use crate::sys::heartbeat::{self, Patience};
 use crate::sys::kill::KillSwitch;
 
@@ -172,9 +172,7 @@ impl NixCopy {
         let ended = heartbeat::during(doing, Patience::Deadline(time_max), || {
             child::capture(command, time_max, &is_over)
         })
-        .map_err(|error| {
-            Failure::Failed(format!("cannot start {PROGRAM}: {}", plain_error(&error)))
-        })?;
+        .map_err(|error| Failure::Failed(child::describe_trouble(PROGRAM, &error)))?;
         if is_over() {
             return Err(Failure::Killed);
         }

@@ -7,6 +7,8 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::base::text::bytes_text;
+
 /// How long a child has between one step of being ended and the next.
 const END_STEP: Duration = Duration::from_secs(5);
 
@@ -188,7 +190,7 @@ pub fn run_logged(
     time_max: Duration,
     stopping: &dyn Fn() -> bool,
 ) -> io::Result<Ended> {
-    let (status, late) = run_watched(command, (log, log), time_max, stopping)?;
+    let (status, late) = run_watched(command, (log, log), u64::MAX, time_max, stopping)?;
     Ok(Ended {
         status,
         late,
@@ -207,28 +209,30 @@ pub struct Captured {
     pub words: String,
 }
 
-/// Bytes of a program's output and words that are read.
-const OUTPUT_MAX: u64 = 64 << 20;
+/// Bytes of a program's output, and of its words: they are in memory, and may come from the other end of the world.
+const OUTPUT_BYTES_MAX: u64 = 128 << 20;
 const LAST_WORDS_MAX: u64 = 64 << 10;
 
-/// As [`run_logged`], with output and words apart and in memory.
+/// As [`run_logged`], with output and words apart and in memory. A program that writes too much is ended.
 ///
 /// # Errors
-/// What the system says of starting it; name the program when passing it on.
+/// What the system says of starting it, or that it wrote too much; [`describe_trouble`] puts either into words.
 pub fn capture(
     command: &mut Command,
     time_max: Duration,
     stopping: &dyn Fn() -> bool,
 ) -> io::Result<Captured> {
     let (mut output, mut words) = (memory_file()?, memory_file()?);
-    let (status, late) = run_watched(command, (&output, &words), time_max, stopping)?;
+    let files = (&output, &words);
+    let (status, late) = run_watched(command, files, OUTPUT_BYTES_MAX, time_max, stopping)?;
     output.rewind()?;
     let mut bytes = Vec::new();
-    output.take(OUTPUT_MAX).read_to_end(&mut bytes)?;
+    // What it left running may still write.
+    output.take(OUTPUT_BYTES_MAX).read_to_end(&mut bytes)?;
     let length = words.seek(io::SeekFrom::End(0))?;
     words.seek(io::SeekFrom::Start(length.saturating_sub(LAST_WORDS_MAX)))?;
     let mut said = Vec::new();
-    words.read_to_end(&mut said)?;
+    words.take(LAST_WORDS_MAX).read_to_end(&mut said)?;
     Ok(Captured {
         status,
         late,
@@ -237,10 +241,11 @@ pub fn capture(
     })
 }
 
-/// The status, and whether it had to be ended.
+/// The status, and whether it had to be ended. That one of the files is too large is an error of the kind `FileTooLarge`.
 fn run_watched(
     command: &mut Command,
     (output, words): (&File, &File),
+    bytes_max: u64,
     time_max: Duration,
     stopping: &dyn Fn() -> bool,
 ) -> io::Result<(Option<ExitStatus>, bool)> {
@@ -255,12 +260,27 @@ fn run_watched(
         child,
         status: None,
     };
+    let exceeds = |bytes: u64| {
+        let longer = |file: &File| file.metadata().is_ok_and(|file| file.len() > bytes);
+        longer(output) || longer(words)
+    };
     let mut status = None;
-    while status.is_none() && Instant::now() < until && !stopping() {
+    let mut much = false;
+    while status.is_none() && !much && Instant::now() < until && !stopping() {
         status = child.wait_until(until.min(Instant::now() + LOOK_EVERY));
+        much = exceeds(bytes_max);
     }
     let late = status.is_none();
-    Ok((status.or_else(|| child.end_group()), late))
+    // Who goes on writing as it is asked to end is not given the time for it.
+    let patient = || !exceeds(bytes_max.saturating_mul(2));
+    let status = status.or_else(|| child.end_group(&patient));
+    match much {
+        true => Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("wrote more than {}", bytes_text(bytes_max)),
+        )),
+        false => Ok((status, late)),
+    }
 }
 
 /// A file without a name, in memory.
@@ -303,12 +323,12 @@ impl PipedChild {
         self.wait_until(Instant::now() + END_STEP)
     }
 
-    /// Ends its whole group: SIGTERM, a while for the child, then SIGKILL for whoever is left, also if the child itself went
-    /// at once. It is waited for only then, so that the group's number cannot have become somebody else's.
-    fn end_group(&mut self) -> Option<ExitStatus> {
+    /// Ends its whole group: SIGTERM, a while for the child, as long as we are `patient`, then SIGKILL for whoever is left, also if
+    /// the child itself went at once. It is waited for only then, so that the group's number cannot have become somebody else's.
+    fn end_group(&mut self, patient: &dyn Fn() -> bool) -> Option<ExitStatus> {
         self.signal_group(libc::SIGTERM);
         let until = Instant::now() + END_STEP;
-        while !self.has_ended() && Instant::now() < until {
+        while !self.has_ended() && Instant::now() < until && patient() {
             std::thread::sleep(Duration::from_millis(5));
         }
         let status = self.kill();
@@ -371,6 +391,14 @@ pub fn plain_error(error: &io::Error) -> String {
     }
 }
 
+/// Why [`capture`] has nothing of a program, in words.
+pub fn describe_trouble(program: &str, error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::FileTooLarge => format!("{program} {error}"),
+        _ => format!("cannot start {program}: {}", plain_error(error)),
+    }
+}
+
 /// How a program ended, in words.
 pub fn describe_status(status: ExitStatus) -> String {
     use std::os::unix::process::ExitStatusExt;
@@ -378,5 +406,50 @@ pub fn describe_status(status: ExitStatus) -> String {
         (Some(code), _) => format!("exit code {code}"),
         (None, Some(signal)) => format!("killed by signal {signal}"),
         (None, None) => status.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What comes of a shell's script that may write 1 MiB into each file.
+    fn watched(script: &str) -> Result<bool, String> {
+        let (output, words) = (
+            memory_file().expect("a file"),
+            memory_file().expect("a file"),
+        );
+        let (mut command, time_max) = (Command::new("sh"), Duration::from_secs(60));
+        command.args(["-c", script]);
+        run_watched(&mut command, (&output, &words), 1 << 20, time_max, &|| {
+            false
+        })
+        .map(|(status, _)| status.is_some_and(|status| status.success()))
+        .map_err(|error| describe_trouble("sh", &error))
+    }
+
+    #[test]
+    fn who_writes_without_end_is_ended() {
+        let much = Err("sh wrote more than 1 MiB".to_owned());
+        let began = Instant::now();
+        let endless = "while :; do head -c 65536 /dev/zero; done";
+        assert_eq!(watched(endless), much);
+        assert_eq!(watched(&format!("trap '' TERM; {endless} >&2")), much);
+        assert!(began.elapsed() < Duration::from_secs(50));
+        // Also if it was faster than our looks.
+        assert_eq!(watched("head -c 1048577 /dev/zero"), much);
+        assert_eq!(watched("head -c 1048576 /dev/zero"), Ok(true));
+    }
+
+    #[test]
+    fn what_cannot_be_started_is_told_as_that() {
+        let error = capture(
+            &mut Command::new("/nowhere"),
+            Duration::from_secs(1),
+            &|| false,
+        )
+        .expect_err("it is not there");
+        let words = describe_trouble("/nowhere", &error);
+        assert_eq!(words, "cannot start /nowhere: No such file or directory");
     }
 }

@@ -19,6 +19,7 @@ use super::change::{
 use crate::admin::clear_failed::age;
 use crate::admin::evaluator_status::words_about;
 use crate::admin::table;
+use crate::config::declarative::JOBSETS;
 use crate::config::settings::Service;
 use crate::db::jobsets::{self, StoredJobset};
 use crate::db::locks;
@@ -66,6 +67,8 @@ struct Asked {
     trigger: i32,
     /// The newest evaluation then.
     newest: i32,
+    /// It makes the project's other jobsets.
+    makes_jobsets: bool,
 }
 
 /// # Errors
@@ -106,6 +109,7 @@ pub fn run(args: &EvaluateArgs) -> Result<ExitCode> {
         jobsets::trigger_jobset(tx, jobset.id, trigger, args.force)?;
         Ok(Asked {
             newest: results::newest(tx, jobset.id)?,
+            makes_jobsets: project.settings.declarative.is_some() && jobset.name == JOBSETS,
             jobset,
             trigger,
         })
@@ -186,6 +190,8 @@ enum Outcome {
     Evaluated(Box<Evaluation>),
     /// Nothing has changed since the last one.
     Unchanged,
+    /// A specification that names all jobsets was carried out; that is no evaluation, and nothing is announced.
+    Applied,
     FetchFailed(String),
     Failed(String),
 }
@@ -212,6 +218,13 @@ fn wait(
             .with_context(|| format!("{} was deleted or renamed meanwhile", args.name))?;
         let is_done = jobset.started.is_none() && jobset.triggered != Some(asked.trigger);
         if is_done || heard != Heard::Nothing {
+            // What was announced together with the row.
+            while heard == Heard::Nothing {
+                let Some(notice) = listener.next(Duration::ZERO)? else {
+                    break;
+                };
+                heard = hear(&notice, asked.jobset.id, &mut traces).unwrap_or(heard);
+            }
             progress.end();
             let outcome = outcome(client, asked, &jobset, heard)?;
             return Ok(report_outcome(args, &outcome));
@@ -328,9 +341,10 @@ fn outcome(
     }
     let has_failed = text(&jobset.fetch_error).is_some()
         || jobset.error_time != asked.jobset.error_time && text(&jobset.error).is_some();
-    Ok(match has_failed {
-        true => failed(),
-        false => Outcome::Unchanged,
+    Ok(match (has_failed, asked.makes_jobsets) {
+        (true, _) => failed(),
+        (false, true) => Outcome::Applied,
+        (false, false) => Outcome::Unchanged,
     })
 }
 
@@ -343,6 +357,7 @@ fn report_outcome(args: &EvaluateArgs, outcome: &Outcome) -> ExitCode {
             Some(evaluation.error.as_str()).filter(|error| !error.is_empty()),
         ),
         Outcome::Unchanged => ("unchanged", None, None),
+        Outcome::Applied => ("applied", None, None),
         Outcome::FetchFailed(error) => ("fetch failed", None, Some(error.as_str())),
         Outcome::Failed(error) => ("failed", None, Some(error.as_str())),
     };
@@ -368,6 +383,7 @@ fn report_outcome(args: &EvaluateArgs, outcome: &Outcome) -> ExitCode {
             Outcome::Unchanged => println!(
                 "{name}: nothing has changed, so nothing was evaluated (--force does it nevertheless)"
             ),
+            Outcome::Applied => println!("{name}: its jobsets are as the specification says"),
             Outcome::FetchFailed(_) => println!("{name}: an input could not be fetched"),
             Outcome::Failed(_) => println!("{name}: the evaluation failed"),
         }

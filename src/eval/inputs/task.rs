@@ -106,10 +106,7 @@ impl<'a> Task<'a> {
                 io::ErrorKind::NotFound => "; install it, or put it into the PATH of hydrad",
                 _ => "",
             };
-            Trouble::Failed(format!(
-                "cannot start {name}: {}{hint}",
-                plain_error(&error)
-            ))
+            Trouble::Failed(child::describe_trouble(&name, &error) + hint)
         })?;
         if self.is_stopping() {
             return Err(Trouble::Stopped);

@@ -7,6 +7,20 @@ use super::task::Trouble;
 const VALUE_BYTES_MAX: usize = 4_096;
 /// What is shown instead of a secret.
 const HIDDEN: &str = "***";
+/// A user's name without a password is shown up to this length, bytes; a longer one is taken for a token.
+const USER_BYTES_MAX: usize = 15;
+/// Parameters of addresses that say which state of what is meant.
+const PUBLIC_PARAMETERS: &[&str] = &[
+    "ref",
+    "rev",
+    "dir",
+    "narHash",
+    "lastModified",
+    "revCount",
+    "shallow",
+    "submodules",
+    "allRefs",
+];
 
 /// The words of a value. None can be taken for an option by a program that gets it as an argument.
 ///
@@ -113,20 +127,42 @@ pub fn secrets(value: &str) -> Vec<String> {
             continue;
         };
         let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-        let web = matches!(scheme, "http" | "https" | "ftp");
-        if let Some((user, _)) = authority.rsplit_once('@') {
-            let password = user.split_once(':').map(|(_, password)| password);
-            // A token often stands where the user's name is. ssh's user is none.
-            let hidden = if web { Some(user) } else { password };
+        let web = is_web(scheme);
+        if let Some((login, _)) = authority.rsplit_once('@') {
+            let (user, password) = match login.split_once(':') {
+                Some((user, password)) => (user, Some(password)),
+                None => (login, None),
+            };
+            // A token often stands where the user's name is. ssh's user is none. A short name may be any word of a message.
+            let user = Some(user).filter(|user| web && user.len() > USER_BYTES_MAX);
+            let hidden = if web {
+                password.and(Some(login))
+            } else {
+                password
+            };
             secrets.extend(hidden.map(str::to_owned));
             secrets.extend(password.filter(|word| word.len() > 3).map(str::to_owned));
+            secrets.extend(user.map(str::to_owned));
         }
         if let (true, Some((_, query))) = (web, rest.split_once('?')) {
-            secrets.push(query.to_owned());
+            let query = query.split('#').next().unwrap_or_default();
+            let is_public = |parameter: &&str| {
+                let name = parameter.split('=').next().unwrap_or_default();
+                PUBLIC_PARAMETERS.contains(&name)
+            };
+            // Each alone: Nix sorts them.
+            let hidden = query.split('&').filter(|parameter| !is_public(parameter));
+            secrets.extend(hidden.map(str::to_owned));
         }
     }
     secrets.retain(|secret| !secret.is_empty());
     secrets
+}
+
+/// Whether addresses of this scheme have users, passwords and parameters as the web's do; also in a flake's reference.
+fn is_web(scheme: &str) -> bool {
+    let transport = scheme.rsplit('+').next().unwrap_or_default();
+    matches!(transport, "http" | "https" | "ftp") || scheme == "git+ssh"
 }
 
 /// Text without these secrets.
@@ -134,6 +170,16 @@ pub fn without(text: &str, secrets: &[String]) -> String {
     secrets.iter().fold(text.to_owned(), |text, secret| {
         text.replace(secret.as_str(), HIDDEN)
     })
+}
+
+/// A flake's reference fit for a log.
+pub fn shown_flake(flake: &str) -> String {
+    shown(flake)
+}
+
+/// Text without what in a flake's reference nobody should see.
+pub fn without_secrets_of_flake(flake: &str, text: &str) -> String {
+    without(text, &secrets(flake))
 }
 
 pub fn wrong(what: impl Into<String>) -> Trouble {
@@ -184,5 +230,38 @@ mod tests {
             without("fatal: pass1 no", &secrets("ssh://u:pass1@h/")),
             "fatal: *** no"
         );
+    }
+
+    #[test]
+    fn a_name_is_no_secret_but_a_token_is() {
+        assert!(secrets("https://git@h/r.git git+ssh://git@h/r").is_empty());
+        let token = "ghp_0123456789abcdef";
+        assert_eq!(shown(&format!("https://{token}@h/r")), "https://***@h/r");
+        let login = format!("https://{token}:x-oauth-basic@h/r");
+        assert_eq!(shown(&login), "https://***@h/r");
+        // git tells the name alone.
+        assert_eq!(
+            without(&format!("no 'https://{token}@h/r'"), &secrets(&login)),
+            "no 'https://***@h/r'"
+        );
+    }
+
+    #[test]
+    fn secrets_of_flakes_are_not_shown() {
+        for scheme in [
+            "git+http",
+            "git+https",
+            "tarball+http",
+            "tarball+https",
+            "git+ssh",
+        ] {
+            let flake = format!("{scheme}://alice:s3cr3t@h/r?ref=main&token=1#jobs");
+            let hidden = format!("{scheme}://***@h/r?ref=main&***#jobs");
+            assert_eq!(shown_flake(&flake), hidden);
+            assert_eq!(
+                without_secrets_of_flake(&flake, "alice: http://alice:s3cr3t@h/r: s3cr3t"),
+                "alice: http://***@h/r: ***"
+            );
+        }
     }
 }

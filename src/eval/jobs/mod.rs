@@ -31,6 +31,7 @@ use std::path::PathBuf;
 
 use serde_json::{json, Value};
 
+use super::inputs;
 use super::job::{Job, Source};
 use crate::config::settings::{EvaluatorProgram, EvaluatorSettings};
 use crate::store::local::LocalStore;
@@ -110,9 +111,15 @@ pub enum EvalError {
     /// The top of the jobset, in Nix's words or ours.
     #[error("{0}")]
     Top(String),
-    #[error("error: flake '{flake}' does not provide any Hydra jobs or checks")]
+    #[error(
+        "error: flake '{}' does not provide any Hydra jobs or checks",
+        inputs::shown_flake(flake)
+    )]
     NoJobs { flake: String },
-    #[error("error: flake '{flake}' is not locked: it names neither a revision nor a narHash")]
+    #[error(
+        "error: flake '{}' is not locked: it names neither a revision nor a narHash",
+        inputs::shown_flake(flake)
+    )]
     NotLocked { flake: String },
     #[error("error: the jobset has more than {max} jobs: does a set contain itself?")]
     TooMany { max: u64 },
@@ -216,6 +223,13 @@ fn search_entry(name: &str, path: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn errors_have_no_passwords() {
+        let flake = "git+https://alice:s3cr3t@h/r".to_owned();
+        let error = EvalError::NotLocked { flake }.to_string();
+        assert!(error.contains("'git+https://***@h/r'"), "{error}");
+    }
 
     #[test]
     fn a_locked_flake_names_one_state() {

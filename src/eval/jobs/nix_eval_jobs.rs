@@ -13,6 +13,7 @@ use super::protocol::{is_true, number, strings};
 use super::{options, search_entry, EvalError, Progress, Request, Summary};
 use crate::base::lock::lock;
 use crate::base::text;
+use crate::eval::harmless::with_harmless_git;
 use crate::eval::job::{Argument, Job, JobDerivation, Source};
 use crate::sys::child::{self, describe_status, plain_error};
 
@@ -72,7 +73,7 @@ pub(super) fn evaluate(
 fn command(request: &Request<'_>) -> Command {
     let settings = &request.settings;
     let mut command = Command::new(PROGRAM);
-    command.env_remove("NIX_PATH");
+    with_harmless_git(command.env_remove("NIX_PATH"));
     if let Some(heap) = &settings.initial_heap_size {
         command.env("GC_INITIAL_HEAP_SIZE", heap);
     }

@@ -260,7 +260,7 @@ impl<'a> Pool<'a> {
     /// One line with one answer.
     fn say(&self, process: &mut Process<'_>, line: &str) -> Result<Told, EvalError> {
         let mut answer = None;
-        match process.evaluate(line, &mut |text| answer = Some(protocol::told(text))) {
+        match process.evaluate(line, &mut |_, text| answer = Some(protocol::told(text))) {
             Outcome::Done => match answer {
                 Some(Ok(told)) => Ok(told),
                 Some(Err(why)) => Err(EvalError::Top(format!("error: {why}"))),
@@ -337,7 +337,13 @@ impl<'a> Pool<'a> {
             let mut listening = true;
             let was_fresh = it.is_fresh();
             let mut told = 0;
-            let outcome = it.evaluate(&line, &mut |text| {
+            // An answer was lost: whose the others are is known, but not what came before.
+            let mut muddled = false;
+            let outcome = it.evaluate(&line, &mut |number, text| {
+                muddled |= left.front().is_some_and(|front| front.first != number);
+                if muddled {
+                    return;
+                }
                 told += 1;
                 if let Some(attribute) = next(&mut left) {
                     let held = match protocol::told(text) {
@@ -350,6 +356,12 @@ impl<'a> Pool<'a> {
             if !listening {
                 self.end(it);
                 return Ok(false);
+            }
+            if muddled && !suspect {
+                log::warn!("an answer of an evaluating process was lost; it is replaced, and asked for the rest again");
+                self.end(it);
+                suspect = true;
+                continue;
             }
             let error = match outcome {
                 Outcome::Done => {

@@ -12,6 +12,8 @@ use crossbeam_channel::{bounded, Receiver, RecvTimeoutError, Sender};
 
 use super::protocol::{self, Heard, ARGUMENTS};
 use super::{words, EvalError, Request};
+use crate::base::text;
+use crate::eval::harmless::with_harmless_git;
 use crate::eval::job::{Argument, Source};
 use crate::nix::expression;
 use crate::nix::hash::hex_encode;
@@ -157,6 +159,7 @@ impl Surroundings {
             .current_dir(&self.folder.0)
             .env_remove("NIX_PATH")
             .env("TERM", "dumb");
+        with_harmless_git(&mut command);
         for (name, value) in &self.environment {
             command.env(name, value);
         }
@@ -291,7 +294,7 @@ impl<'a> Process<'a> {
             looked: Instant::now(),
         };
         let preamble = around.preamble.join("\n");
-        match process.say(&preamble, Some(READY_MAX), &mut |_| {}) {
+        match process.say(&preamble, Some(READY_MAX), &mut |_, _| {}) {
             Outcome::Done => Ok(process),
             Outcome::Failed(words) => Err(EvalError::Process(words)),
             Outcome::Ended(End::Stopped) => Err(EvalError::Stopped),
@@ -304,12 +307,12 @@ impl<'a> Process<'a> {
         self.attributes == 0
     }
 
-    /// Says a line and hears all that is told of it.
-    pub fn evaluate(&mut self, line: &str, told: &mut dyn FnMut(&str)) -> Outcome {
+    /// Says a line and hears all that is told of it: numbers of attributes, and what they are.
+    pub fn evaluate(&mut self, line: &str, told: &mut dyn FnMut(u32, &str)) -> Outcome {
         let mut count = 0;
-        let outcome = self.say(line, self.around.job_timeout, &mut |text| {
+        let outcome = self.say(line, self.around.job_timeout, &mut |number, text| {
             count += 1;
-            told(text);
+            told(number, text);
         });
         self.attributes += count + u64::from(matches!(outcome, Outcome::Failed(_)));
         outcome
@@ -319,7 +322,7 @@ impl<'a> Process<'a> {
         &mut self,
         line: &str,
         each_max: Option<Duration>,
-        told: &mut dyn FnMut(&str),
+        told: &mut dyn FnMut(u32, &str),
     ) -> Outcome {
         self.lines_sent += 1;
         let end = protocol::end(&self.around.nonce, self.lines_sent);
@@ -330,11 +333,11 @@ impl<'a> Process<'a> {
         loop {
             match self.lines.recv_timeout(LOOK_EVERY) {
                 Ok(line) => match protocol::hear(&self.around.nonce, &line) {
-                    Heard::Told(text) => {
+                    Heard::Told { number, text } => {
                         self.log(&words);
                         words.clear();
                         since = Instant::now();
-                        told(text);
+                        told(number, text);
                     }
                     Heard::End { number, cut_short } if number == self.lines_sent => {
                         return match words::error(&words) {
@@ -437,7 +440,13 @@ fn keep(words: &mut String, line: &str) {
         while !words.is_char_boundary(from) {
             from += 1;
         }
+        // What it ends with is an error all the same.
+        let is_error = |line: &str| text::plain(line).trim_start().starts_with("error:");
+        let began = words[..from].lines().any(is_error);
         words.drain(..from);
+        if began {
+            words.insert_str(0, "error: (its beginning is left out)\n");
+        }
     }
 }
 

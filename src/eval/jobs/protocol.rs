@@ -165,15 +165,15 @@ fn bindings() -> impl Iterator<Item = String> {
 }
 
 /// The line that evaluates the top of the jobset.
-pub(super) const ROOT: &str = "say (builtins.toJSON (is root.value))";
+pub(super) const ROOT: &str = "say \"0 ${builtins.toJSON (is root.value)}\"";
 
 /// The line that says whether the process evaluates purely: `nix repl` of 2.8 does not, whatever it is told; that of 2.26 does.
 pub(super) const IS_PURE: &str =
-    "say (builtins.toJSON { other = if builtins ? currentTime then \"impure\" else \"pure\"; })";
+    "say (\"0 \" + builtins.toJSON { other = if builtins ? currentTime then \"impure\" else \"pure\"; })";
 
 /// The line that says whether a flake has jobs at all.
 pub(super) const HAS_JOBS: &str =
-    "say (builtins.toJSON { other = if flake ? hydraJobs || flake ? checks then \"jobs\" else \"none\"; })";
+    "say (\"0 \" + builtins.toJSON { other = if flake ? hydraJobs || flake ? checks then \"jobs\" else \"none\"; })";
 
 /// The line that evaluates these.
 pub(super) fn go(ranges: &[Range]) -> String {
@@ -192,8 +192,8 @@ pub(super) fn end(nonce: &str, number: u64) -> String {
 /// A line from the process.
 #[derive(PartialEq, Eq, Debug)]
 pub(super) enum Heard<'a> {
-    /// Of the next attribute.
-    Told(&'a str),
+    /// Of the attribute with this number in its set. It is the next one, unless an answer was lost.
+    Told { number: u32, text: &'a str },
     /// The line with this number is done, or was cut short.
     End { number: u64, cut_short: bool },
     /// Nix's words.
@@ -201,12 +201,16 @@ pub(super) enum Heard<'a> {
 }
 
 pub(super) fn hear<'a>(nonce: &str, line: &'a str) -> Heard<'a> {
-    let after = line.find('@').and_then(|at| {
+    // What Nix starts, as git, may have written something without an end of line before it.
+    let after = line.match_indices('@').find_map(|(at, _)| {
         let (_, after) = line.split_at(at + 1);
         after.strip_prefix(nonce)?.strip_prefix(' ')
     });
     match after.and_then(|after| after.split_once(' ')) {
-        Some(("R", told)) => Heard::Told(told),
+        Some(("R", told)) => match told.split_once(' ').map(|(n, text)| (n.parse(), text)) {
+            Some((Ok(number), text)) => Heard::Told { number, text },
+            _ => Heard::Words,
+        },
         Some(("E", number)) => match number.trim().parse::<u64>() {
             Ok(number) => Heard::End {
                 number: number / 2,
@@ -376,9 +380,13 @@ mod tests {
     #[test]
     fn only_lines_with_the_nonce_are_ours() {
         assert_eq!(
-            hear("N1", "trace: @N1 R {\"x\": 1}"),
-            Heard::Told("{\"x\": 1}")
+            hear("N1", "x@ytrace: @N1 R 7 {\"x\": 1}"),
+            Heard::Told {
+                number: 7,
+                text: "{\"x\": 1}"
+            }
         );
+        assert_eq!(hear("N1", "trace: @N1 R {\"x\": 1}"), Heard::Words);
         let end = |number, cut_short| Heard::End { number, cut_short };
         assert_eq!(hear("N1", "trace: @N1 E 12"), end(6, false));
         assert_eq!(hear("N1", "trace: @N1 E 13"), end(6, true));

@@ -73,7 +73,7 @@ is = v: let t = builtins.typeOf v; in
   if t == "set" then (if v ? type && v.type == "derivation" then { job = job v; } else { names = builtins.attrNames v; })
   else if t == "string" && builtins.hasContext v then { other = "context"; } else { other = t; };
 
-# Ranges are [ path first count ]; each attribute is told as soon as it is known, in order.
+# Ranges are [ path first count ]; each attribute is told as soon as it is known, in order and with its number.
 go = builtins.foldl' (_: range: let below = (at (builtins.elemAt range 0)).below; in builtins.foldl'
-  (_: i: say (builtins.toJSON (is (builtins.elemAt below i).value))) null
+  (_: i: say "${toString i} ${builtins.toJSON (is (builtins.elemAt below i).value)}") null
   (builtins.genList (i: builtins.elemAt range 1 + i) (builtins.elemAt range 2))) null;

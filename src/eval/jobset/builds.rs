@@ -9,6 +9,12 @@ use crate::eval::job::{Job, JobDerivation};
 
 /// Bytes of a jobset's error at most; further jobs are counted.
 const ERRORS_BYTES_MAX: usize = 4 << 20;
+/// Bytes of a job's name: the indexes of `Builds` on `job` take rows of 2,704 bytes at most.
+const NAME_BYTES_MAX: usize = 1_000;
+/// Bytes of a longer one that its error shows.
+const NAME_SHOWN_BYTES_MAX: usize = 100;
+/// Bytes of each text of `meta` in a build's row.
+const META_BYTES_MAX: usize = 64 << 10;
 
 /// What becomes of a job.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -89,7 +95,8 @@ fn serves(member: &Member, derivation: &JobDerivation) -> bool {
 }
 
 fn new_build(job: &Job, derivation: &JobDerivation) -> NewBuild {
-    let some = |text: &String| (!text.is_empty()).then(|| column(text));
+    let some =
+        |text: &String| (!text.is_empty()).then(|| text::clip(&column(text), META_BYTES_MAX));
     NewBuild {
         job: column(&job.name),
         nix_name: column(&derivation.nix_name),
@@ -157,6 +164,16 @@ pub fn refuse_unknown_paths(job: &mut Job) {
     }
 }
 
+/// A name that no index takes would fail the evaluation as a whole.
+pub fn refuse_long_name(job: &mut Job) {
+    if job.error.is_none() && job.name.len() > NAME_BYTES_MAX {
+        job.error = Some(format!(
+            "the name of this job has {} bytes; Hydra's tables take {NAME_BYTES_MAX} at most",
+            job.name.len()
+        ));
+    }
+}
+
 /// What is wrong with jobs, as the web server shows it; empty if nothing is.
 pub fn errors(jobs: &[Job]) -> String {
     let wrong: BTreeMap<&str, &str> = jobs
@@ -177,9 +194,16 @@ pub fn errors(jobs: &[Job]) -> String {
 /// The error of one job, or of the whole expression.
 pub fn in_job(name: &str, error: &str) -> String {
     let error = text::plain(error);
+    let shown_bytes_max = match name.len() > NAME_BYTES_MAX {
+        true => NAME_SHOWN_BYTES_MAX,
+        false => usize::MAX,
+    };
     match name {
         "" => format!("at top-level:\n{error}\n\n"),
-        name => format!("in job ‘{}’:\n{error}\n\n", text::plain(name)),
+        name => {
+            let name = text::clip(&text::plain(name), shown_bytes_max);
+            format!("in job ‘{name}’:\n{error}\n\n")
+        }
     }
 }
 
@@ -293,6 +317,34 @@ mod tests {
             "{}",
             text.len()
         );
+    }
+
+    #[test]
+    fn a_name_that_no_row_takes_is_an_error_of_its_job_alone() {
+        let mut jobs = [
+            job(&"n".repeat(NAME_BYTES_MAX), "/d1", None),
+            job(&"ü".repeat(NAME_BYTES_MAX), "/d2", None),
+        ];
+        jobs.iter_mut().for_each(refuse_long_name);
+        assert_eq!(good(&jobs, 1), [&jobs[0]]);
+        let shown = "ü".repeat(48);
+        let words = "the name of this job has 2000 bytes; Hydra's tables take 1000 at most";
+        assert_eq!(errors(&jobs), format!("in job ‘{shown}...’:\n{words}\n\n"));
+    }
+
+    #[test]
+    fn texts_of_meta_have_a_bound() {
+        let mut long = job("a", "/d", None);
+        let derivation = long.derivation.as_mut().expect("a derivation");
+        derivation.description = "ü\0".repeat(META_BYTES_MAX);
+        derivation.homepage = "h".repeat(META_BYTES_MAX);
+        let builds = decide(&[], &[&long]);
+        let length = |text: &Option<String>| text.as_ref().map(String::len);
+        let description = length(&builds.new[0].description);
+        assert!(description.is_some_and(|bytes| bytes > META_BYTES_MAX - 10));
+        assert!(description <= Some(META_BYTES_MAX));
+        assert_eq!(length(&builds.new[0].homepage), Some(META_BYTES_MAX));
+        assert_eq!(builds.new[0].license, None);
     }
 
     #[test]

@@ -6,6 +6,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::base::text;
+use crate::eval::harmless::with_harmless_git;
+use crate::eval::inputs;
 use crate::sys::child;
 
 /// Locking, which may fetch, takes this long at most.
@@ -16,7 +18,7 @@ const WORDS_MAX: usize = 16 << 10;
 /// The locked address of a flake, newly looked up.
 ///
 /// # Errors
-/// What went wrong, fit for the jobset's error.
+/// What went wrong, fit for the jobset's error: without passwords and tokens.
 pub fn lock(flake: &str) -> Result<String, String> {
     let mut command = Command::new("nix");
     command
@@ -24,9 +26,10 @@ pub fn lock(flake: &str) -> Result<String, String> {
         // What the flake's lock file lacks is not written into somebody's folder.
         .args(["flake", "metadata", "--refresh", "--no-write-lock-file"])
         .args(["--json", "--", flake]);
-    let failed = |why: String| format!("cannot lock flake ‘{flake}’: {why}");
+    with_harmless_git(&mut command);
+    let failed = |why: String| cannot_lock(flake, &why);
     let end = child::capture(child::ends_with_thread(&mut command), LOCK_MAX, &|| false)
-        .map_err(|error| failed(format!("cannot start nix: {}", child::plain_error(&error))))?;
+        .map_err(|error| failed(child::describe_trouble("nix", &error)))?;
     if end.late {
         let secs = LOCK_MAX.as_secs();
         return Err(failed(format!(
@@ -44,4 +47,27 @@ pub fn lock(flake: &str) -> Result<String, String> {
     answer
         .and_then(|answer| Some(answer.get("url")?.as_str()?.to_owned()))
         .ok_or_else(|| failed("nix flake metadata gave no JSON with a `url`".to_owned()))
+}
+
+/// Nix's words, too, name the flake.
+fn cannot_lock(flake: &str, why: &str) -> String {
+    let why = inputs::without_secrets_of_flake(flake, why);
+    format!("cannot lock flake ‘{}’: {why}", inputs::shown_flake(flake))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_has_no_password() {
+        let error = cannot_lock(
+            "git+http://alice:s3cr3t@h/r?ref=main",
+            "fatal: unable to access 'http://alice:s3cr3t@h/r/'",
+        );
+        assert_eq!(
+            error,
+            "cannot lock flake ‘git+http://***@h/r?ref=main’: fatal: unable to access 'http://***@h/r/'"
+        );
+    }
 }

@@ -43,7 +43,7 @@ use self::arguments::Inputs;
 use self::progress::{Phase, Progress};
 pub use self::writing::{Found, Written};
 use super::input::{FetchedInput, InputSpec};
-use super::inputs::Fetcher;
+use super::inputs::{self, Fetcher};
 use super::job::{Job, Source};
 use super::jobs::{self, EvalError, Request};
 use crate::base::text;
@@ -295,8 +295,9 @@ impl Evaluation<'_> {
         // A flake is locked although an input is missing: what is wrong with it is the worse error.
         let flake = match &jobset.flake {
             Some(flake) => {
-                self.say(format!("Fetching flake {flake}"));
-                self.progress.enter(Phase::Fetching, flake);
+                let shown = inputs::shown_flake(flake);
+                self.say(format!("Fetching flake {shown}"));
+                self.progress.enter(Phase::Fetching, &shown);
                 Some(flake::lock(flake).map_err(Failure::Whole)?)
             }
             None => None,
@@ -326,10 +327,23 @@ impl Evaluation<'_> {
             None => arguments::source(&expr_input, &expr_path, &inputs),
         };
         let clock = Instant::now();
-        let (mut jobs, evaluator) = self.evaluate(source)?;
+        // What Nix says of a flake may name it.
+        let hide = |text: String| match &flake {
+            Some(flake) => inputs::without_secrets_of_flake(flake, &text),
+            None => text,
+        };
+        let evaluated = self.evaluate(source).map_err(|failure| match failure {
+            Failure::Whole(error) => Failure::Whole(hide(error)),
+            other => other,
+        });
+        let (mut jobs, evaluator) = evaluated?;
+        for job in &mut jobs {
+            job.error = job.error.take().map(hide);
+        }
         if !self.place.features.nullable_output_paths {
             jobs.iter_mut().for_each(builds::refuse_unknown_paths);
         }
+        jobs.iter_mut().for_each(builds::refuse_long_name);
         let eval = clock.elapsed();
         statsd.timing("hydra.evaluator.eval_time", eval);
         judge(&jobs, declaration.is_some())?;
@@ -481,6 +495,10 @@ impl Evaluation<'_> {
         };
         if std::env::var_os("HYDRA_DEBUG").is_some() {
             let line = arguments::command_line(&request.source, &self.place.settings.gc_roots_dir);
+            let line = match &request.source {
+                Source::Flake { locked } => inputs::without_secrets_of_flake(locked, &line),
+                Source::Legacy { .. } => line,
+            };
             self.progress
                 .beside(|| eprintln!("evaluating jobs as: {line}"));
         }
@@ -490,9 +508,13 @@ impl Evaluation<'_> {
         });
         match summary {
             Ok(summary) => {
-                let peak = text::bytes_text(summary.peak_bytes);
+                // Of one that was over before it was looked at nothing is known.
+                let peak = match summary.peak_bytes {
+                    0 => String::new(),
+                    bytes => format!("; peak memory {}", text::bytes_text(bytes)),
+                };
                 self.say(format!(
-                    "{} jobs evaluated, {} of them with errors; peak memory {peak}",
+                    "{} jobs evaluated, {} of them with errors{peak}",
                     summary.jobs, summary.failed
                 ));
                 let program = match request.settings.program {

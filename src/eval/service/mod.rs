@@ -522,14 +522,17 @@ impl Core {
             );
         }
         let took_words = duration(i64::try_from(took.as_secs()).unwrap_or(i64::MAX));
-        let memory = bytes_text(outcome.memory_bytes());
+        let memory = match outcome.memory_bytes() {
+            0 => String::new(),
+            bytes => format!(", {}", bytes_text(bytes)),
+        };
         match &error {
             Some(error) => {
                 let first = error.lines().next().unwrap_or_default();
-                log::error!("{name}: {first} (after {took_words}, {memory})");
+                log::error!("{name}: {first} (after {took_words}{memory})");
             }
             None => log::info!(
-                "{name}: evaluation {} after {took_words}, {memory}",
+                "{name}: evaluation {} after {took_words}{memory}",
                 result.word()
             ),
         }
