@@ -91,6 +91,6 @@ notify "${calm[@]}"
 evaluate() { /usr/bin/python3 "$here/eval.py" "${calm[@]}" "$@"; }
 step "evaluating 3,000 jobs whose derivations are not there yet, with one process and with two; nix-instantiate beside them"
 evaluate --label eval-cold --plain
-step "evaluating 1,000 jobs that compute a while and whose derivations are there, with one process and with two"
-evaluate --label eval-warm --n 1000 --work 4000 --warm
+step "evaluating 3,000 jobs that compute a while and whose derivations are there, with one process and with two"
+evaluate --label eval-warm --work 4000 --warm
 /usr/bin/python3 "$here/goals.py" "$BENCH_DIR/results.jsonl" "$first" "$BENCH_DIR/goals.json"
