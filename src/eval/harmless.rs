@@ -1,11 +1,11 @@
-//! git as Nix starts it while it evaluates: without asking, and without starting what a repository names.
+//! git as evaluations start it, themselves and through Nix: without asking, and without starting what a repository names.
 
 use std::process::Command;
 
 /// Whatever a repository of an input says, these stand.
 const SETTINGS: [(&str, &str); 2] = [("core.fsmonitor", "false"), ("core.hooksPath", "/dev/null")];
 
-/// The command's children that are git obey. Restricted evaluation may read a repository that came as an input, and git would
+/// The command obeys if it is git, and so do its children that are git. Restricted evaluation may read a repository that came as an input, and git would
 /// run the programs that its configuration names, outside of any sandbox.
 pub fn with_harmless_git(command: &mut Command) -> &mut Command {
     // Those of our own environment come first and stay.

@@ -2,7 +2,7 @@
 //!
 //! | file | knows |
 //! |---|---|
-//! | `harmless` | git as Nix starts it |
+//! | `harmless` | git as evaluations start it |
 //! | `input` | the words of an input: as configured, and as fetched |
 //! | `inputs` | how each type of input is fetched into the store |
 //! | `job` | the words of a job: what is to be evaluated, and what came out |

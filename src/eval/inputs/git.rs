@@ -13,6 +13,7 @@ use super::task::{file, remove, suspect, with_clone, Task, Trouble};
 use super::value::{check_uri, is_ssh_short, shown, words, wrong};
 use crate::config::inputs::GitSettings;
 use crate::db::input_cache::{Cached, Key};
+use crate::eval::harmless::with_harmless_git;
 use crate::eval::input::FetchedInput;
 
 const SCHEMES: &[&str] = &["https", "http", "ssh", "git", "file", "git+ssh", "ssh+git"];
@@ -185,11 +186,8 @@ impl Git<'_> {
         for name in ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"] {
             command.env_remove(name);
         }
-        command
+        with_harmless_git(&mut command)
             .env("GIT_ALLOW_PROTOCOL", PROTOCOLS)
-            .env("GIT_TERMINAL_PROMPT", "0")
-            .args(["-c", "core.hooksPath=/dev/null"])
-            .args(["-c", "core.fsmonitor=false"])
             .args(["-c", "gc.auto=0"])
             .args(["-c", "init.defaultBranch=master"]);
         command

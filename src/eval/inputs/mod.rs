@@ -46,7 +46,7 @@ use crate::db::{DbError, Pool};
 use crate::store::local::LocalStore;
 use crate::store::roots::GcRoots;
 use task::{Task, Trouble};
-pub use value::{shown_flake, without_secrets_of_flake};
+pub use value::{shown as shown_flake, without_secrets_of_flake};
 
 /// Why an input could not be fetched. Its text is what people read on the jobset's page.
 #[derive(Debug, thiserror::Error)]

@@ -172,11 +172,6 @@ pub fn without(text: &str, secrets: &[String]) -> String {
     })
 }
 
-/// A flake's reference fit for a log.
-pub fn shown_flake(flake: &str) -> String {
-    shown(flake)
-}
-
 /// Text without what in a flake's reference nobody should see.
 pub fn without_secrets_of_flake(flake: &str, text: &str) -> String {
     without(text, &secrets(flake))
@@ -257,7 +252,7 @@ mod tests {
         ] {
             let flake = format!("{scheme}://alice:s3cr3t@h/r?ref=main&token=1#jobs");
             let hidden = format!("{scheme}://***@h/r?ref=main&***#jobs");
-            assert_eq!(shown_flake(&flake), hidden);
+            assert_eq!(shown(&flake), hidden);
             assert_eq!(
                 without_secrets_of_flake(&flake, "alice: http://alice:s3cr3t@h/r: s3cr3t"),
                 "alice: http://***@h/r: ***"
